@@ -1,0 +1,729 @@
+"""The networks that the page and the training run share.
+
+    from model import Generator, latents_from_seeds
+
+    G = Generator.from_pretrained("assets/generator")        # or "owner/name", revision="<commit>"
+    z = latents_from_seeds([42, 43], G.z_dim)                # [2, z_dim], the same for ever
+    faces = G(z, psi=0.7)                                    # [2, 3, H, W] in about [-1, 1]
+
+`Generator` and `Discriminator` follow StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) without
+its per-pixel noise, so that a seed alone decides the face. `ArticleGenerator` and
+`ArticleDiscriminator` are the networks of the tutorial that this project starts from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+SEED_MAX = 2**32 - 1
+LRELU_SLOPE = 0.2
+LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slope 0.2, nearly
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_RESOLUTION = 1024  # px
+MAX_CHANNELS = 2048
+MAX_LATENT = 4096
+
+
+class ModelError(ValueError):
+    """Weights, configuration or constructor arguments that cannot make one of our networks."""
+
+
+# ------------------------------------------------------------------------------------------
+# Seeds
+
+
+def latents_from_seeds(seeds: Iterable[int], z_dim: int) -> Tensor:
+    """Draw one latent for each seed, the same on every machine and in every batch.
+
+    NumPy's `RandomState` is used because its stream is frozen by NumPy's compatibility policy,
+    while those of `torch.randn` differ between devices, versions and even batch sizes.
+
+    Args:
+        seeds: integers 0 … 2³²−1.
+        z_dim: length of a latent.
+    Returns:
+        z `[N, z_dim]`, float32, standard normal.
+    Raises:
+        ModelError: a seed that is no integer of that range.
+    """
+    rows = [np.random.RandomState(check_seed(s)).standard_normal(z_dim) for s in seeds]
+    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), z_dim))
+
+
+def check_seed(seed: Any) -> int:
+    """Return `seed` as an int of 0 … 2³²−1, or raise ModelError with a sentence."""
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed <= SEED_MAX:
+        raise ModelError(f"a seed is a whole number from 0 to {SEED_MAX}, not {seed!r:.60}")
+    return int(seed)
+
+
+# ------------------------------------------------------------------------------------------
+# Saving and loading
+
+
+class KaoganModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="kaogan",
+    license="mit",
+    tags=["gan", "anime", "image-generation"],
+):
+    """A network that travels as `config.json` + `model.safetensors` and is loaded strictly."""
+
+    num_ws = 0  # styles that synthesis takes; 0 where a network has no w
+
+    def save_pretrained(
+        self, directory: str | Path, *, dtype: torch.dtype | None = None, **hub: Any
+    ) -> str | None:
+        """Write `config.json`, `model.safetensors` and, where none is there, a card.
+
+        Args:
+            directory: made if missing.
+            dtype: storage type of the weights (`torch.float16` halves the file); as they are
+                when None. They come back as float32 from `from_pretrained`.
+            hub: what `PyTorchModelHubMixin.save_pretrained` takes besides.
+        """
+        self._storage_dtype = dtype
+        try:
+            return super().save_pretrained(directory, config=self.config, **hub)
+        finally:
+            self._storage_dtype = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments and the network's name, as they stand in config.json."""
+        return {"architecture": type(self).__name__, **(self._hub_mixin_config or {})}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        dtype = getattr(self, "_storage_dtype", None)
+        state = {
+            k: v.detach().to("cpu", dtype or v.dtype).contiguous()
+            for k, v in self.state_dict().items()
+        }
+        path = Path(save_directory) / WEIGHTS_NAME
+        part = path.with_suffix(".part")
+        save_file(state, part, metadata={"format": "pt"})
+        part.replace(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a network from a folder or a Hub repository, in evaluation mode, as float32.
+
+        Args:
+            path_or_repo: a folder that holds `config.json` and `model.safetensors`, or a Hub
+                repository `owner/name`; an existing folder wins.
+            revision: commit, tag or branch of the repository; not for a folder.
+            subfolder: where in the folder or repository the two files lie.
+            token, cache_dir, local_files_only: as `huggingface_hub.hf_hub_download` takes them.
+        Raises:
+            ModelError: missing, foreign or broken files, or tensors that do not fit exactly.
+        """
+        files = {
+            name: _fetch(
+                path_or_repo, name, revision, subfolder, token, cache_dir, local_files_only
+            )
+            for name in (CONFIG_NAME, WEIGHTS_NAME)
+        }
+        kind, arguments = read_config(files[CONFIG_NAME])
+        if cls is not KaoganModel and kind is not cls:
+            raise ModelError(
+                f"{files[CONFIG_NAME]} describes a {kind.__name__}, not a {cls.__name__}; "
+                f"load it with {kind.__name__}.from_pretrained"
+            )
+        with torch.device("meta"):  # nothing of the asked size is allocated before the file agrees
+            network = kind(**arguments)
+        state = read_weights(files[WEIGHTS_NAME], network.state_dict())
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.eval()
+
+
+def load_network(path_or_repo: str | Path, **options: Any) -> KaoganModel:
+    """Load whichever of NETWORKS the configuration names; options as `from_pretrained`."""
+    return KaoganModel.from_pretrained(path_or_repo, **options)
+
+
+def _fetch(
+    path_or_repo: str | Path,
+    name: str,
+    revision: str | None,
+    subfolder: str,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """Return the local path of one of the two files, downloading it if it is on the Hub."""
+    folder = Path(path_or_repo) / subfolder
+    if Path(path_or_repo).is_dir():
+        if not (folder / name).is_file():
+            raise ModelError(_missing_file(folder, name))
+        return folder / name
+    try:
+        return Path(
+            hf_hub_download(
+                str(path_or_repo),
+                name,
+                subfolder=subfolder or None,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        )
+    except HFValidationError as error:
+        raise ModelError(
+            f"{str(path_or_repo)!r:.200} is neither a folder nor a Hub repository owner/name"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"could not fetch {name} of {path_or_repo}{at} from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return an error's first line, its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _missing_file(folder: Path, name: str) -> str:
+    """Word the error for a folder that lacks one of the two files."""
+    pickles = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    if name == WEIGHTS_NAME and pickles:
+        return (
+            f"{folder} holds {pickles[0]} but no {WEIGHTS_NAME}; pickled weights are never "
+            f"loaded, convert them to safetensors first"
+        )
+    return f"{folder} has no {name}; a network is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
+
+
+def read_config(path: Path) -> tuple[type[KaoganModel], dict[str, Any]]:
+    """Read config.json: the network's class and its constructor's arguments.
+
+    Raises:
+        ModelError: no JSON object, another library's, an unknown or unusable argument.
+    """
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes, so it is none of ours")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {_first_line(error)}") from error
+    kind = NETWORKS.get(str(config.pop("architecture", None))) if isinstance(config, dict) else None
+    if kind is None:
+        raise ModelError(
+            f"{path} is not a configuration of ours: its 'architecture' must be one of "
+            f"{', '.join(NETWORKS)}"
+        )
+    known = set(kind._hub_mixin_init_parameters) - {"self"}
+    if unknown := sorted(set(config) - known):
+        raise ModelError(f"{path} has unknown entries: {', '.join(unknown)[:200]}")
+    try:
+        with torch.device("meta"):
+            kind(**config)
+    except (ModelError, TypeError) as error:
+        raise ModelError(f"{path}: {_first_line(error)}") from error
+    return kind, config
+
+
+def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read a safetensors file whose names and shapes must be exactly the expected ones.
+
+    Returns:
+        float32 tensors by name; 16-bit ones are widened.
+    Raises:
+        ModelError: not safetensors, a missing, extra, misshapen or non-finite tensor.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+            _check_shapes(path, shapes, {k: tuple(v.shape) for k, v in expected.items()})
+            state = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a readable safetensors file: {_first_line(error)}"
+        ) from error
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise ModelError(f"{path}: tensor {name} holds values that are no finite numbers")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _check_shapes(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+    """Raise ModelError unless both hold the same names with the same shapes."""
+    problems = {
+        "lacks": sorted(expected.keys() - found.keys()),
+        "has unknown": sorted(found.keys() - expected.keys()),
+        "has misshapen": [
+            f"{k} {list(found[k])} instead of {list(expected[k])}"
+            for k in sorted(expected.keys() & found.keys())
+            if found[k] != expected[k]
+        ],
+    }
+    for verb, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(f"{path} {verb} tensors: {', '.join(names[:3])}{more}")
+
+
+# ------------------------------------------------------------------------------------------
+# Layers
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with an equalised learning rate (Karras et al. 2018, arXiv 1710.10196).
+
+    Weights are stored at unit variance and scaled when used, so that one Adam step size suits
+    every layer; `lr_multiplier` slows the layer by that factor.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, bias: float = 0.0, lr_multiplier: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_dim,), bias / lr_multiplier))
+        self.weight_gain = lr_multiplier / math.sqrt(in_dim)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, in_dim]` to `[N, out_dim]`."""
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU in place; its gain is left to the scale that stands before it."""
+    return F.leaky_relu_(x, LRELU_SLOPE)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with an equalised learning rate, optionally bias and leaky ReLU after it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, act: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if act else None
+        self.gain = (LRELU_GAIN if act else 1.0) / math.sqrt(in_channels * kernel**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, in, H, W]` to `[N, out, H, W]`."""
+        # The gain rides on the weights (a small tensor) instead of the images (a large one).
+        x = F.conv2d(x, self.weight * self.gain, padding=self.weight.shape[-1] // 2)
+        return x if self.bias is None else activate(x.add_(self.bias.to(x.dtype).view(1, -1, 1, 1)))
+
+
+class StyledConv(nn.Module):
+    """Modulated, demodulated 3×3 convolution, bias and leaky ReLU (arXiv 1912.04958, sec. 2.2).
+
+    The style scales the input channels and the demodulation the output channels, instead of
+    making one set of weights for each sample: the same function with one plain convolution for
+    the whole batch, so a face does not depend on its batch.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, *, up: bool) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = 1 / math.sqrt(in_channels * 9)
+        self.up = up
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, out, H or 2H, W or 2W]`."""
+        style = self.affine(w) * self.gain  # [N, in]
+        norm = style.square() @ self.weight.square().sum((2, 3)).t()  # [N, out]
+        demod = LRELU_GAIN * torch.rsqrt(norm + 1e-8)
+        x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight, padding=1)
+        if self.up:
+            x = upsample(x)
+        bias = self.bias.to(x.dtype).view(1, -1, 1, 1)
+        # mul, add_: the backward of addcmul would copy the picture once more.
+        return activate((x * demod.to(x.dtype)[:, :, None, None]).add_(bias))
+
+
+class ToRGB(nn.Module):
+    """Modulated 1×1 convolution to image channels, without demodulation."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(img_channels))
+        self.gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H, W]`."""
+        style = self.affine(w) * self.gain
+        return F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight, self.bias)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double height and width bilinearly."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+# ------------------------------------------------------------------------------------------
+# Kaogan's networks
+
+
+def default_channels(resolution: int, channel_base: int, channel_max: int) -> tuple[int, ...]:
+    """Return the width of every level, from the base (3, 4 or 6 px) up to `resolution`.
+
+    A level of r px gets `channel_base / r` channels, at most `channel_max`, rounded to a
+    multiple of 16 (at least 16): each level then costs about the same.
+    """
+    levels = [resolution // 2**k for k in range(count_levels(resolution))]
+    return tuple(
+        min(channel_max, max(16, round(channel_base / r / 16) * 16)) for r in reversed(levels)
+    )
+
+
+def count_levels(resolution: int) -> int:
+    """Return k + 1 for a resolution of base·2^k with base 4, 6 or 3 px, else raise ModelError."""
+    if isinstance(resolution, int) and 3 <= resolution <= MAX_RESOLUTION:
+        odd = resolution & -resolution  # the largest power of two that divides it
+        if resolution == odd and resolution >= 4:
+            return odd.bit_length() - 2
+        if resolution // odd == 3:
+            return max(1, odd.bit_length() - 1)  # 3 -> 1 level, 6 -> 1, 12 -> 2, 96 -> 5
+    raise ModelError(
+        f"resolution must be 3, 4 or 6 times a power of two, from 3 to {MAX_RESOLUTION} px, "
+        f"not {resolution!r:.40}"
+    )
+
+
+def _check_sizes(
+    resolution: int, channels: Sequence[int], img_channels: int, **dims: int
+) -> tuple[int, ...]:
+    """Validate constructor arguments that may come from a stranger's config.json."""
+    levels = count_levels(resolution)
+    sizes = channels if isinstance(channels, list | tuple) else ()
+    whole = all(type(c) is int and 1 <= c <= MAX_CHANNELS for c in sizes)
+    if len(sizes) != levels or not whole:
+        raise ModelError(
+            f"channels must be {levels} whole numbers from 1 to {MAX_CHANNELS} "
+            f"for {resolution} px, not {channels!r:.80}"
+        )
+    if img_channels not in (1, 3):
+        raise ModelError(f"img_channels must be 1 (grey) or 3 (RGB), not {img_channels!r:.40}")
+    for name, value in dims.items():
+        if type(value) is not int or not 1 <= value <= MAX_LATENT:
+            raise ModelError(
+                f"{name} must be a whole number from 1 to {MAX_LATENT}, not {value!r:.40}"
+            )
+    return tuple(sizes)
+
+
+class Mapping(nn.Module):
+    """z → w: normalise, then a few slowly learning fully connected layers."""
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EqualLinear(z_dim if i == 0 else w_dim, w_dim, lr_multiplier=0.01)
+            for i in range(layers)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map z `[N, z_dim]` to w `[N, w_dim]`."""
+        w = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
+        for layer in self.layers:
+            w = LRELU_GAIN * activate(layer(w))
+        return w
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution of the generator: one or two styled convolutions, and a picture."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, img_channels: int, *, first: bool
+    ) -> None:
+        super().__init__()
+        self.conv0 = None if first else StyledConv(in_channels, out_channels, w_dim, up=True)
+        self.conv1 = StyledConv(out_channels, out_channels, w_dim, up=False)
+        self.to_rgb = ToRGB(out_channels, img_channels, w_dim)
+
+    def forward(self, x: Tensor, rgb: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor]:
+        """Take features, the smaller picture and this block's ws `[N, 1 or 2, w_dim]`."""
+        if self.conv0 is not None:
+            x = self.conv0(x, ws[:, 0])
+        x = self.conv1(x, ws[:, -1])
+        picture = self.to_rgb(x, ws[:, -1])
+        return x, picture if rgb is None else upsample(rgb) + picture
+
+
+class Generator(
+    KaoganModel,
+    pipeline_tag="unconditional-image-generation",
+):
+    """Style-based generator: z → w → a picture.
+
+    Args:
+        resolution: height and width in px: 3, 4 or 6 times a power of two.
+        channels: width of each level, from the smallest (3, 4 or 6 px) up.
+        z_dim, w_dim: lengths of the latents.
+        mapping_layers: depth of the mapping network.
+        img_channels: 3 for RGB, 1 for grey.
+    Raises:
+        ModelError: sizes that are out of range or do not fit together.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 64,
+        channels: Sequence[int] = (192, 192, 96, 48, 32),
+        z_dim: int = 128,
+        w_dim: int = 128,
+        mapping_layers: int = 2,
+        img_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        widths = _check_sizes(
+            resolution,
+            channels,
+            img_channels,
+            z_dim=z_dim,
+            w_dim=w_dim,
+            mapping_layers=mapping_layers,
+        )
+        self.resolution, self.img_channels = resolution, img_channels
+        self.z_dim, self.w_dim = z_dim, w_dim
+        base = resolution // 2 ** (len(widths) - 1)
+        self.num_ws = 2 * len(widths) - 1
+        self.mapping_network = Mapping(z_dim, w_dim, mapping_layers)
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.const = nn.Parameter(torch.randn(widths[0], base, base))
+        self.blocks = nn.ModuleDict(
+            {
+                str(base * 2**i): SynthesisBlock(
+                    widths[max(i - 1, 0)], width, w_dim, img_channels, first=i == 0
+                )
+                for i, width in enumerate(widths)
+            }
+        )
+
+    def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
+        """Draw pictures.
+
+        Args:
+            z: `[N, z_dim]`, standard normal.
+            psi: truncation (Karras et al. 2019, arXiv 1812.04948, sec. B): 1 leaves w as it is,
+                0 gives the average face, 0.5 … 0.8 trades variety for quality.
+        Returns:
+            `[N, img_channels, resolution, resolution]`, about [-1, 1], not clamped.
+        """
+        return self.synthesis(self.mapping(z, psi))
+
+    def mapping(self, z: Tensor, psi: float = 1.0) -> Tensor:
+        """Map z `[N, z_dim]` to one w for each layer, `[N, num_ws, w_dim]`, truncated by psi."""
+        w = self.mapping_network(z)
+        if psi != 1.0:
+            w = torch.lerp(self.w_avg.to(w.dtype), w, psi)
+        return w.unsqueeze(1).expand(-1, self.num_ws, -1)
+
+    def synthesis(self, ws: Tensor) -> Tensor:
+        """Draw pictures `[N, C, H, W]` from ws `[N, num_ws, w_dim]`, coarse layers first."""
+        const = self.const.expand(len(ws), -1, -1, -1)
+        x = const.contiguous(memory_format=torch.channels_last)
+        rgb = None
+        used = 0
+        for block in self.blocks.values():
+            count = 1 if block.conv0 is None else 2
+            x, rgb = block(x, rgb, ws[:, used : used + count])
+            used += count
+        return rgb
+
+    @torch.no_grad()
+    def update_w_avg(self, samples: int = 8192) -> None:
+        """Set `w_avg` to the mean w of `samples` fixed latents.
+
+        Computing the mean when it is needed follows the averaged weights exactly and is the same
+        for any number of processes, which a running mean over training batches is not.
+        """
+        z = np.random.RandomState(0).standard_normal((samples, self.z_dim)).astype(np.float32)
+        w = self.mapping_network(torch.from_numpy(z).to(self.w_avg.device))
+        self.w_avg.copy_(w.mean(0))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block that halves the picture."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv0 = EqualConv2d(in_channels, in_channels, 3, act=True)
+        self.conv1 = EqualConv2d(in_channels, out_channels, 3, act=True)
+        self.skip = EqualConv2d(in_channels, out_channels, 1, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, in, H, W]` to `[N, out, H/2, W/2]`."""
+        # Halving before the second convolution costs a quarter of halving after it.
+        skip = self.skip(F.avg_pool2d(x, 2))
+        x = self.conv1(F.avg_pool2d(self.conv0(x), 2))
+        return (x + skip) * math.sqrt(0.5)
+
+
+class Discriminator(KaoganModel):
+    """Residual critic without normalisation: a picture → how real it looks.
+
+    Args:
+        resolution, channels, img_channels: as `Generator` takes them, smallest level first.
+        group_size: pictures that minibatch statistics look at together (Karras et al. 2018,
+            arXiv 1710.10196); groups are consecutive, so a batch split over processes keeps them.
+    Raises:
+        ModelError: sizes that are out of range or do not fit together.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 64,
+        channels: Sequence[int] = (192, 192, 96, 48, 32),
+        img_channels: int = 3,
+        group_size: int = 4,
+    ) -> None:
+        super().__init__()
+        widths = _check_sizes(resolution, channels, img_channels, group_size=group_size)
+        self.resolution, self.img_channels, self.group_size = resolution, img_channels, group_size
+        base = resolution // 2 ** (len(widths) - 1)
+        self.from_rgb = EqualConv2d(img_channels, widths[-1], 1, act=True)
+        self.blocks = nn.ModuleDict(
+            {
+                str(base * 2**i): DiscriminatorBlock(widths[i], widths[i - 1])
+                for i in range(len(widths) - 1, 0, -1)
+            }
+        )
+        self.conv = EqualConv2d(widths[0] + 1, widths[0], 3, act=True)
+        self.hidden = EqualLinear(widths[0] * base**2, widths[0])
+        self.out = EqualLinear(widths[0], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[N, C, H, W]` in [-1, 1] to logits `[N]`; N a multiple of group_size."""
+        x = self.from_rgb(images.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks.values():
+            x = block(x)
+        x = self.conv(self._append_deviation(x))
+        x = LRELU_GAIN * activate(self.hidden(x.flatten(1)))
+        return self.out(x).squeeze(1)
+
+    def _append_deviation(self, x: Tensor) -> Tensor:
+        """Append one channel: the mean standard deviation over each group of pictures."""
+        n, c, h, w = x.shape
+        group = math.gcd(n, self.group_size)
+        y = x.float().reshape(n // group, group, c, h, w)
+        y = (y.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [n / group]
+        y = y.repeat_interleave(group).to(x.dtype).view(n, 1, 1, 1).expand(n, 1, h, w)
+        return torch.cat([x, y], 1).contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------
+# The article's networks
+
+
+class ArticleGenerator(
+    KaoganModel,
+    pipeline_tag="unconditional-image-generation",
+):
+    """The tutorial's "dimension conversion" generator for 96×96 RGB, layer for layer.
+
+    It has no w: `psi` scales z, which draws faces nearer to that of z = 0.
+
+    Args:
+        z_dim: length of the latent.
+    """
+
+    resolution, img_channels = 96, 3
+
+    def __init__(self, z_dim: int = 100) -> None:
+        super().__init__()
+        if type(z_dim) is not int or not 1 <= z_dim <= MAX_LATENT:
+            raise ModelError(
+                f"z_dim must be a whole number from 1 to {MAX_LATENT}, not {z_dim!r:.40}"
+            )
+        self.z_dim = z_dim
+        self.project = nn.Linear(z_dim, 15 * 192 * 192)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(15),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(15, 50, 3, padding=1),
+            nn.BatchNorm2d(50),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(50, 25, 3, padding=1),
+            nn.BatchNorm2d(25),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(25, 3, 2, stride=2),
+            nn.Tanh(),
+        )
+
+    def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
+        """Draw pictures `[N, 3, 96, 96]` in [-1, 1] from z `[N, z_dim]`, scaled by psi."""
+        return self.layers(self.project(z * psi).view(-1, 15, 192, 192))
+
+
+class ArticleDiscriminator(KaoganModel):
+    """The tutorial's discriminator for 96×96 RGB, layer for layer.
+
+    `forward` gives the number before the last sigmoid, for losses that are finite where the
+    sigmoid rounds to 0 or 1; `probability` is the tutorial's own output.
+    """
+
+    resolution, img_channels = 96, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 32, 5, padding=2),
+            nn.LeakyReLU(LRELU_SLOPE, inplace=True),
+            nn.AvgPool2d(2, stride=2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.LeakyReLU(LRELU_SLOPE, inplace=True),
+            nn.AvgPool2d(2, stride=3),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(64 * 16 * 16, 1024),
+            nn.LeakyReLU(LRELU_SLOPE, inplace=True),
+            nn.Linear(1024, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[N, 3, 96, 96]` in [-1, 1] to logits `[N]`."""
+        return self.classifier(self.features(images).flatten(1)).squeeze(1)
+
+    def probability(self, images: Tensor) -> Tensor:
+        """Map images `[N, 3, 96, 96]` to the probability `[N]` that each is real."""
+        return torch.sigmoid(self(images))
+
+
+NETWORKS: dict[str, type[KaoganModel]] = {
+    "Generator": Generator,
+    "Discriminator": Discriminator,
+    "ArticleGenerator": ArticleGenerator,
+    "ArticleDiscriminator": ArticleDiscriminator,
+}
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of learned numbers in a network."""
+    return sum(p.numel() for p in network.parameters())
