@@ -1,0 +1,251 @@
+"""Every hyperparameter once, with its unit; presets; and the command line made from them.
+
+    config = parse_arguments(["--preset", "kaogan-64", "--batch-size", "64"])
+
+A value comes from the dataclass, then the preset, then `--config FILE`, then the flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from training.losses import OBJECTIVES
+
+BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used."""
+
+
+def setting(default: Any, about: str, choices: tuple = ()) -> Any:
+    """Declare one hyperparameter: its default, what it means in which unit, its choices."""
+    return field(default=default, metadata={"help": about, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run depends on. Counts of images are over all processes."""
+
+    # Data
+    data: tuple[str, ...] = setting(
+        (str(BUNDLED_FACES),), "folders, .zip files, globs or hf://owner/name with pictures"
+    )
+    resolution: int = setting(64, "height and width in px: 3, 4 or 6 times a power of two")
+    img_channels: int = setting(3, "3 for RGB, 1 for grey", (1, 3))
+    xflip: bool = setting(True, "mirror half of the pictures")
+    workers: int = setting(0, "processes that pack the data; 0: one for each core")
+
+    # Networks
+    networks: str = setting("kaogan", "family of G and D", ("kaogan", "article"))
+    channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
+    channel_max: int = setting(192, "… but at most this many")
+    z_dim: int = setting(128, "length of z")
+    w_dim: int = setting(128, "length of w")
+    mapping_layers: int = setting(2, "depth of the mapping network")
+    group_size: int = setting(4, "pictures whose statistics D sees together")
+
+    # Objective
+    objective: str = setting("bce", "loss of G and D", tuple(OBJECTIVES))
+    real_label: float = setting(1.0, "target of real pictures under bce; 0.9: one-sided smoothing")
+    r1_gamma: float = setting(1.0, "weight of the gradient penalty at real pictures; 0: none")
+    r2_gamma: float = setting(0.0, "weight of the gradient penalty at fake pictures; 0: none")
+    penalty_interval: int = setting(16, "steps from one penalty to the next; 1: every step")
+    augment: str = setting("", "comma list of translation, cutout, colour; empty: none")
+    augment_strength: float = setting(1.0, "strength of the augmentation, 0 to 1")
+    augment_ramp_kimg: float = setting(0.0, "thousand images until full augmentation; 0: at once")
+
+    # Optimisation
+    batch_size: int = setting(32, "images a step, over all processes and accumulation")
+    gradient_accumulation: int = setting(1, "parts into which a process splits its batch")
+    g_lr: float = setting(2e-3, "Adam's step size for G")
+    d_lr: float = setting(2e-3, "Adam's step size for D")
+    beta1: float = setting(0.0, "Adam's decay of the mean")
+    beta2: float = setting(0.99, "Adam's decay of the square")
+    anneal_kimg: float = setting(0.0, "thousand images over which step sizes fall; 0: constant")
+    anneal_to: float = setting(0.1, "step sizes at the end of the fall, as a share")
+    ema_kimg: float = setting(10.0, "half-life of the average of G, thousand images; 0: none")
+    ema_rampup: float = setting(0.05, "half-life is at most this share of the images seen")
+    mixed_precision: str = setting(
+        "auto",
+        "auto: bf16 on GPUs that have it; a CPU always computes in fp32",
+        ("auto", "no", "bf16"),
+    )
+
+    # The run
+    out: str = setting("runs/kaogan", "folder of the run")
+    resume: str = setting("", "latest, or the path of a checkpoint to go on from")
+    total_kimg: float = setting(1000.0, "thousand images after which the run ends")
+    max_minutes: float = setting(0.0, "minutes after which this launch ends; 0: no limit")
+    tick_kimg: float = setting(4.0, "thousand images from one line and grid to the next")
+    snapshot_ticks: int = setting(4, "ticks from one checkpoint to the next")
+    keep: int = setting(2, "newest checkpoints to keep")
+    metric_samples: int = setting(5000, "faces to draw for the metrics at the end; 0: no metrics")
+    metric_features: str = setting("efficientnet-lite0", "features that the metrics compare")
+    log_with: str = setting(
+        "", "also log to this, where installed", ("", "tensorboard", "trackio", "wandb")
+    )
+    seed: int = setting(0, "of weights, data order, latents and augmentation")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run, each fault with one sentence."""
+        for spec in dataclasses.fields(self):
+            _check(spec.name, getattr(self, spec.name), spec.metadata["choices"])
+        for name in ("total_kimg", "tick_kimg", "g_lr", "d_lr"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{flag(name)} must be above 0, not {getattr(self, name)}")
+        for name in ("batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks",
+                     "keep", "z_dim", "w_dim", "mapping_layers", "group_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "augment_strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{flag(name)} must lie in 0 to 1, not {getattr(self, name)}")
+        if not self.data:
+            raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
+
+    def save(self, path: Path) -> None:
+        """Write every setting as JSON, which `--config` reads back."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # One CPU core, about 40 images/s at 64 px on a 2025 server core.
+    "kaogan-64": {},
+    # A GPU: wider networks, larger batch; half an hour of an H100-class card.
+    "kaogan-128": {
+        "resolution": 128, "channel_base": 8192, "channel_max": 512, "z_dim": 128, "w_dim": 256,
+        "batch_size": 64, "ema_kimg": 20.0, "tick_kimg": 20.0, "total_kimg": 5000.0,
+        "metric_samples": 10000,
+    },
+    # A minute on a CPU, to see the whole road.
+    "tiny": {
+        "resolution": 32, "channel_base": 512, "channel_max": 64, "z_dim": 64, "w_dim": 64,
+        "batch_size": 16, "total_kimg": 8.0, "tick_kimg": 1.0, "metric_samples": 500,
+    },
+}  # fmt: skip
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: `batch_size` → `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(name: str, value: Any, choices: tuple) -> None:
+    """Check one value's type against the annotation, and its choices."""
+    expected = get_type_hints(TrainConfig)[name]
+    plain = get_origin(expected) or expected
+    fits = isinstance(value, plain) and not (isinstance(value, bool) and plain is not bool)
+    if plain is float and type(value) is int:
+        fits = True
+    if not fits or (plain is float and not math.isfinite(value)):
+        raise ConfigError(f"{flag(name)} takes {_kind(plain)}, not {value!r:.80}")
+    if plain is tuple and not all(isinstance(v, str) for v in value):
+        raise ConfigError(f"{flag(name)} takes names, not {value!r:.80}")
+    if plain in (int, float) and not 0 <= value < 2**63:
+        raise ConfigError(f"{flag(name)} must not be negative or huge, not {value!r:.80}")
+    if choices and value not in choices:
+        options = ", ".join(repr(c) for c in choices)
+        raise ConfigError(f"{flag(name)} must be one of {options}, not {value!r:.80}")
+
+
+def _kind(plain: type) -> str:
+    """Name a type for people."""
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+    return names.get(plain, "a list of texts")
+
+
+def make_config(*layers: dict[str, Any]) -> TrainConfig:
+    """Build a configuration from dictionaries, the later ones winning.
+
+    Raises:
+        ConfigError: an unknown name or an unusable value.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(str(k) for k in set(merged) - known):
+        raise ConfigError(f"unknown setting {', '.join(unknown)[:200]}; --help lists all")
+    if isinstance(merged.get("data"), list | str):
+        data = merged["data"]
+        merged["data"] = (data,) if isinstance(data, str) else tuple(data)
+    return TrainConfig(**merged)
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Read settings from a .json, .yaml or .yml file.
+
+    Raises:
+        ConfigError: no such file, another ending, or no mapping of names to values in it.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            values = json.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml  # comes with accelerate; only needed for this kind of file
+
+            values = yaml.safe_load(text)
+        else:
+            raise ConfigError(f"--config {path}: the file must end in .json, .yaml or .yml")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # yaml's and json's own families of errors
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"--config {path} cannot be read: {first}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path} must hold names and values, like batch_size: 32")
+    return {str(k).replace("-", "_"): v for k, v in values.items()}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Derive the command line from TrainConfig."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a generator of faces. A flag wins over --config, that over --preset.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="named settings to start from")
+    parser.add_argument("--config", metavar="FILE", help="settings in a .yaml or .json file")
+    hints = get_type_hints(TrainConfig)
+    for spec in dataclasses.fields(TrainConfig):
+        about = f"{spec.metadata['help']} (default: {_shown(spec.default)})".replace("%", "%%")
+        kind = hints[spec.name]
+        if kind is bool:
+            parser.add_argument(flag(spec.name), action=argparse.BooleanOptionalAction, help=about)
+        elif get_origin(kind) is tuple:
+            parser.add_argument(flag(spec.name), nargs="+", type=get_args(kind)[0], help=about)
+        else:
+            choices = spec.metadata["choices"] or None
+            parser.add_argument(flag(spec.name), type=kind, choices=choices, help=about)
+    return parser
+
+
+def _shown(default: Any) -> str:
+    """Show a default in the help."""
+    if default == (str(BUNDLED_FACES),):
+        return "the bundled assets/faces.zip, drawn by the bundled generator"
+    return repr(default)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
+    """Read the command line.
+
+    Raises:
+        ConfigError: unusable values. Unknown flags leave through argparse with status 2.
+    """
+    flags = vars(make_parser().parse_args(arguments))
+    preset = PRESETS[flags.pop("preset", "kaogan-64")]
+    path = flags.pop("config", None)
+    return make_config(preset, read_config_file(path) if path else {}, flags)
