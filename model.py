@@ -111,17 +111,21 @@ class KaoganModel(
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments and the network's name, as they stand in config.json."""
-        return {"architecture": type(self).__name__, **(self._hub_mixin_config or {})}
+        arguments = json.loads(json.dumps(self._hub_mixin_config or {}))  # tuples become lists
+        return {"architecture": type(self).__name__, **arguments}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         dtype = getattr(self, "_storage_dtype", None)
         state = {
-            k: v.detach().to("cpu", dtype or v.dtype).contiguous()
+            k: v.detach()
+            .to("cpu", dtype if dtype and v.is_floating_point() else v.dtype)
+            .contiguous()
             for k, v in self.state_dict().items()
         }
         path = Path(save_directory) / WEIGHTS_NAME
         part = path.with_suffix(".part")
         save_file(state, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors makes files for the owner alone
         part.replace(path)
 
     @classmethod
@@ -271,9 +275,11 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{path} is not a readable safetensors file: {_first_line(error)}"
         ) from error
     for name, tensor in state.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ModelError(f"{path}: tensor {name} has the type {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
             raise ModelError(f"{path}: tensor {name} holds values that are no finite numbers")
-    return {name: tensor.float() for name, tensor in state.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _check_shapes(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
