@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from training.augment import parse_policy
 from training.losses import OBJECTIVES
 
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
@@ -97,18 +98,30 @@ class TrainConfig:
         """Refuse what cannot run, each fault with one sentence."""
         for spec in dataclasses.fields(self):
             _check(spec.name, getattr(self, spec.name), spec.metadata["choices"])
-        for name in ("total_kimg", "tick_kimg", "g_lr", "d_lr"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{flag(name)} must be above 0, not {getattr(self, name)}")
-        for name in ("batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks",
-                     "keep", "z_dim", "w_dim", "mapping_layers", "group_size"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "augment_strength"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{flag(name)} must lie in 0 to 1, not {getattr(self, name)}")
+        self._check_ranges()
+        try:
+            parse_policy(self.augment)
+        except ValueError as error:
+            raise ConfigError(f"--augment: {error}") from error
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
+
+    def _check_ranges(self) -> None:
+        """Refuse numbers outside their range."""
+        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr")
+        at_least_1 = (
+            "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
+            "z_dim", "w_dim", "mapping_layers", "group_size",
+        )  # fmt: skip
+        shares = ("beta1", "beta2", "augment_strength")
+        for names, wanted, fits in (
+            (above_0, "be above 0", lambda v: v > 0),
+            (at_least_1, "be at least 1", lambda v: v >= 1),
+            (shares, "lie in 0 to 1", lambda v: 0 <= v <= 1),
+        ):
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ConfigError(f"{flag(name)} must {wanted}, not {getattr(self, name)}")
 
     def save(self, path: Path) -> None:
         """Write every setting as JSON, which `--config` reads back."""

@@ -158,7 +158,7 @@ def _glob(root: Path, pattern: str) -> Iterator[Path]:
 def _is_wanted(name: str, nested_table: bool) -> bool:
     """Say whether a name is a picture's, a zip's or a label table's, and not a hidden file's."""
     parts = name.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if any(part.startswith(".") for part in parts):
         return False
     if parts[-1] == LABELS:
         return nested_table or len(parts) == 1
@@ -222,8 +222,7 @@ def _key(pictures: list[_Entry], tables: list[_Entry], resolution: int, channels
     for kind, entries in enumerate((pictures, tables)):
         for entry in entries:
             group = groups.setdefault(entry.group, len(groups))
-            line = repr((kind, group, entry.name, entry.size, entry.stamp))
-            digest.update(line.encode("utf-8", "surrogatepass"))
+            digest.update(repr((kind, group, entry.name, entry.size, entry.stamp)).encode())
     return digest.hexdigest()[:20]
 
 
