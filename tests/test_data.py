@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import http.server
+import io
 import json
 import multiprocessing
 import os
@@ -954,3 +955,22 @@ def test_cuda_gives_what_the_cpu_gives(faces, on_device):
     assert (on_cuda.resident is None) == (on_device is False)
     for position in (0, 21):
         assert torch.equal(on_cuda.batch(position).cpu(), batches(faces).batch(position))
+
+
+def test_workers_do_not_share_an_open_zip(tmp_path):
+    """Reading labels.csv opens the zip before the workers fork; each must open it anew."""
+    rng = np.random.default_rng(0)
+    names = [f"{i:03}.png" for i in range(300)]
+    path = tmp_path / "noise.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("labels.csv", "file,odd\n" + "".join(f"{n},1\n" for n in names))
+        for name in names:
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+            file.writestr(name, buffer.getvalue())
+    alone = pack(str(path), 16, cache_dir=tmp_path / "a", workers=1, progress=False)
+    for attempt in range(3):
+        cache = tmp_path / f"b{attempt}"
+        together = pack(str(path), 16, cache_dir=cache, workers=4, progress=False)
+        assert not together.skipped
+        assert np.array_equal(alone.images, together.images)

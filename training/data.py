@@ -616,7 +616,8 @@ def _run(
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone."""
+    """Leave Ctrl-C to the parent, open zips anew, and end when the parent is gone."""
+    _open_zip.cache_clear()  # a forked handle shares its place in the file with every sibling
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
