@@ -50,7 +50,9 @@ from training.checkpoint import (
 )
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig, parse_arguments
 from training.data import Batches, DataError, Faces, pack
+from training.evaluate import score
 from training.losses import OBJECTIVES, d_loss, g_loss
+from training.metrics import MetricsError, build_extractor
 
 GRID_SIDE = 8  # faces along each side of a sample grid
 AGREE_STEPS = 10  # steps between two agreements of several processes on whether to stop
@@ -61,6 +63,9 @@ D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = rang
 
 class TrainingError(RuntimeError):
     """A run that cannot start or must not go on."""
+
+
+FAULTS = (ConfigError, DataError, CheckpointError, ModelError, MetricsError, TrainingError)
 
 
 @dataclass
@@ -273,6 +278,8 @@ def build(config: TrainConfig) -> Run:
     keep_freed_memory()
     accelerator = make_accelerator(config)
     per_process = split_batch(config, accelerator.num_processes)
+    if config.metric_samples:
+        build_extractor(config.metric_features)  # fail now rather than after hours
     folder = Path(config.out)
     checkpoint = find_checkpoint(config.resume, folder / "checkpoints") if config.resume else None
     prepare_folder(config, folder, accelerator)
@@ -536,6 +543,7 @@ def finish(run: Run, reason: str) -> None:
         if run.accelerator.is_main_process:
             save_grid(fakes, run.folder / f"grid-psi{psi:g}.png")
     save(run)
+    measure(run)
     run.accelerator.print(
         f"{reason}: {run.nimg / 1000:g} kimg after "
         f"{run.seconds / 60 + minutes(run):.1f} minutes; {run.folder / 'generator'} draws faces "
@@ -543,11 +551,28 @@ def finish(run: Run, reason: str) -> None:
     )
 
 
+def measure(run: Run) -> None:
+    """Print and keep the metrics of G_ema at psi 1."""
+    config = run.config
+    if config.metric_samples and run.accelerator.is_main_process:
+        scores = score(
+            run.G_ema,
+            run.faces,
+            samples=config.metric_samples,
+            features=config.metric_features,
+            device=run.accelerator.device,
+        )
+        figures = {"kimg": run.nimg / 1000, "psi": 1.0, **scores.to_dict()}
+        (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+        print(scores.line())
+    run.accelerator.wait_for_everyone()
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     try:
         train(parse_arguments())
-    except (ConfigError, DataError, CheckpointError, ModelError, TrainingError, OSError) as error:
+    except (*FAULTS, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -85,9 +85,13 @@ def wait_for_checkpoints(process, folder, count):
 
 
 def test_a_launched_run_leaves_what_it_promises(run, tmp_path):
-    status, printed = run("run", "--total-kimg", "0.128", launcher=LAUNCH)
+    flags = ["--total-kimg", "0.128", "--metric-samples", "32", "--log-with", "tensorboard"]
+    status, printed = run("run", *flags, launcher=LAUNCH)
     assert status == 0, printed
     folder = tmp_path / "run"
+    assert "efficientnet-lite0 features of 24 real and 32 fake images" in printed
+    assert json.loads((folder / "metrics.json").read_text())["num_fake"] == 32
+    assert list(folder.rglob("events.out.tfevents.*"))
     assert "24 pictures at 16 px" in printed
     assert "0.128 kimg" in printed
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from training.augment import parse_policy
 from training.losses import OBJECTIVES
+from training.metrics import FEATURES
 
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
 
@@ -88,7 +89,9 @@ class TrainConfig:
     snapshot_ticks: int = setting(4, "ticks from one checkpoint to the next")
     keep: int = setting(2, "newest checkpoints to keep")
     metric_samples: int = setting(5000, "faces to draw for the metrics at the end; 0: no metrics")
-    metric_features: str = setting("efficientnet-lite0", "features that the metrics compare")
+    metric_features: str = setting(
+        "efficientnet-lite0", "features that the metrics compare", tuple(FEATURES)
+    )
     log_with: str = setting(
         "", "also log to this, where installed", ("", "tensorboard", "trackio", "wandb")
     )

@@ -1,0 +1,49 @@
+# make app    the page, at http://127.0.0.1:7860
+# make test   all tests, those in a browser too
+# make lint   ruff's checks and format
+# Each makes the environment it needs in .venv, on Debian, Ubuntu or anything with Python 3.11+.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet
+# Pinned versions; a new commit of a requirements file installs anew.
+READY = $(VENV)/ready
+ROOT_DO = $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: app train test lint clean
+
+app: $(READY)-app
+	$(VENV)/bin/python app.py $(ARGS)
+
+train: $(READY)-train
+	$(VENV)/bin/accelerate launch train.py $(ARGS)
+
+test: $(READY)-test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: $(READY)-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { $(ROOT_DO) apt-get update && \
+		$(ROOT_DO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+
+$(READY)-app: requirements.txt | $(VENV)/bin/pip
+	$(PIP) -r $<
+	touch $@
+
+$(READY)-train: requirements-train.txt requirements.txt | $(VENV)/bin/pip
+	$(PIP) -r $<
+	touch $@
+
+$(READY)-test: requirements-test.txt requirements-train.txt requirements.txt | $(VENV)/bin/pip
+	$(PIP) -r $<
+	$(VENV)/bin/python tests/browser.py || $(VENV)/bin/playwright install --with-deps chromium || \
+		{ $(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y chromium; }
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,115 @@
+"""Measure a generator against real faces.
+
+    python -m training.evaluate --model assets/generator --data FOLDER_OR_ZIP --samples 10000
+
+Faces of seeds 0, 1, 2 … are compared with all real ones; each printed line names its features and
+counts, since figures with others do not compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from model import KaoganModel, ModelError, keep_freed_memory, latents_from_seeds, load_network
+from training.data import DataError, Faces, pack
+from training.metrics import (
+    FEATURES,
+    MetricsError,
+    Scores,
+    build_extractor,
+    compute_features,
+    evaluate,
+    fake_images,
+    real_features,
+)
+
+
+def score(
+    G: nn.Module,
+    faces: Faces,
+    *,
+    samples: int,
+    features: str,
+    psi: float = 1.0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Scores:
+    """Compare what G draws with packed real faces.
+
+    Args:
+        G: a generator of latents `[N, z_dim]`, on `device`.
+        faces: real faces at G's resolution; all of them are used, their features kept beside them.
+        samples: faces to draw, of seeds 0 … samples - 1.
+        features: a name in `training.metrics.FEATURES`.
+        psi: truncation.
+    Raises:
+        MetricsError: features that cannot be had, too few pictures.
+    """
+    extractor = build_extractor(features, device=device)
+    real = real_features(faces.images, extractor, cache_dir=faces.path, data_key=faces.key)
+
+    @torch.no_grad()
+    def draw(start: int, count: int) -> torch.Tensor:
+        return G(latents_from_seeds(range(start, start + count), G.z_dim).to(device), psi)
+
+    batches: Iterable[torch.Tensor] = fake_images(draw, samples)
+    total = -(-samples // 64)
+    batches = tqdm(batches, total=total, desc=f"{features}, psi {psi:g}", disable=not progress)
+    fake = compute_features(batches, extractor)
+    return evaluate(real, fake, features=features, device=device)
+
+
+def open_generator(path: str, revision: str | None) -> KaoganModel:
+    """Load a generator, or raise ModelError."""
+    G = load_network(path, revision=revision)
+    if not hasattr(G, "z_dim"):
+        raise ModelError(f"{path} holds a {type(G).__name__}, which draws nothing")
+    return G
+
+
+def main() -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--model", required=True, help="folder or Hub repository of a generator")
+    parser.add_argument("--revision", help="commit, tag or branch of the repository")
+    parser.add_argument(
+        "--data", required=True, nargs="+", help="real faces, as train.py takes them"
+    )
+    parser.add_argument("--samples", type=int, default=10_000, help="faces to draw")
+    parser.add_argument("--psi", type=float, nargs="+", default=[1.0], help="truncations")
+    parser.add_argument(
+        "--features", nargs="+", default=["efficientnet-lite0", "hog"], choices=sorted(FEATURES)
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures = []
+    try:
+        G = open_generator(options.model, options.revision).to(device)
+        faces = pack(options.data, G.resolution, channels=G.img_channels)
+        for features in options.features:
+            for psi in options.psi:
+                scores = score(
+                    G, faces, samples=options.samples, features=features, psi=psi, device=device
+                )
+                print(f"psi {psi:g}: {scores.line()}", flush=True)
+                figures.append({"psi": psi, **scores.to_dict()})
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except (ModelError, DataError, MetricsError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
