@@ -89,6 +89,16 @@ def test_strength_is_the_share_of_images_changed():
         assert possible > 0.6  # some shifts are by nothing, some squares blank nothing
 
 
+def test_policies_strike_independently():
+    pixels = images(4000, 1, 8, 8)
+    struck = []
+    for policy in EVERYTHING:
+        changed = augment(pixels, policy, strength=0.5, rng=generator())
+        struck.append((changed != pixels).flatten(1).any(1).float())
+    correlation = torch.corrcoef(torch.stack(struck)) - torch.eye(3)
+    assert correlation.abs().max() < 0.06  # four standard errors
+
+
 def test_reproducible_and_different_from_draw_to_draw():
     pixels = images(8, 3, 16, 16)
     rng = generator(1)

@@ -64,7 +64,7 @@ def lite() -> EfficientNetLite0:
 
 @pytest.fixture(scope="module")
 def hog() -> OrientedGradients:
-    return build_extractor("hog")
+    return build_extractor("hog", input_size=64)
 
 
 # Fréchet distance
@@ -281,6 +281,9 @@ def test_lite0_gives_the_features_of_the_published_network(lite: EfficientNetLit
     torch.testing.assert_close(chosen, torch.tensor(expected), rtol=1e-3, atol=1e-4)
     norms = torch.tensor([15.7702, 24.8976])
     torch.testing.assert_close(features.norm(dim=1), norms, rtol=1e-3, atol=0)
+    maps = lite.feature_maps(waves(2, 128))
+    norms = torch.tensor([2200.197, 1310.402, 670.470, 206.462])
+    torch.testing.assert_close(torch.stack([x.norm() for x in maps]), norms, rtol=1e-3, atol=0)
 
 
 def test_lite0_has_loaded_every_weight_and_is_frozen(lite: EfficientNetLite0):
@@ -385,6 +388,18 @@ def test_hog_of_a_ramp_is_known_by_hand(hog: OrientedGradients):
     # Turned by a right angle, the ramp falls into the bin half way round.
     turned = hog(ramp.transpose(2, 3))[0][:512].view(8, 8, 8)
     torch.testing.assert_close(turned[4, 1:-1, 1:-1], inner[0])
+
+
+def test_hog_orientations_close_to_a_circle(hog: OrientedGradients):
+    # Half a bin short of a half turn: the last bin and the first share the gradient equally.
+    angle = torch.tensor(torch.pi * 7.5 / 8)
+    y, x = torch.arange(64)[:, None] / 64 - 0.5, torch.arange(64)[None, :] / 64 - 0.5
+    ramp = (x * angle.cos() + y * angle.sin()).expand(1, 3, 64, 64)
+    inner = hog(ramp)[0][:512].view(8, 8, 8)[:, 1:-1, 1:-1]
+    half = torch.full((6, 6), (1 / 64 + 1e-4) ** 0.5)  # the length 2/64, in two
+    torch.testing.assert_close(inner[0], half)
+    torch.testing.assert_close(inner[7], half)
+    torch.testing.assert_close(inner[1:7], torch.full((6, 6, 6), 0.01), rtol=0, atol=1e-4)
 
 
 # Images to features

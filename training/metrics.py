@@ -226,7 +226,7 @@ class OrientedGradients(Extractor):
     COLOUR_WEIGHT = 0.3  # brings colours to about the spread of the histograms
     dim = CELLS * CELLS * (BINS + 3)
 
-    def __init__(self, input_size: int | None = 64) -> None:
+    def __init__(self, input_size: int | None = 128) -> None:
         super().__init__(input_size)
         self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1))
 
@@ -626,8 +626,7 @@ def precision_recall(
     fellow. Precision is the share of fakes inside the reals' manifold, recall the converse.
     """
     _check_pair(real, fake, least=k + 1)
-    centre = real.mean(0, dtype=np.float64).astype(np.float32)
-    a, b = (torch.from_numpy(rows - centre).to(device, torch.float32) for rows in (real, fake))
+    a, b = _centred(real, fake, real, device)
     return _share_inside(b, a, k), _share_inside(a, b, k)
 
 
@@ -666,10 +665,7 @@ def nearest_neighbours(
     _check_pair(references, queries, least=1)
     if exclude is not None and len(references) < 2:
         raise MetricsError("One image alone has no nearest neighbour but itself.")
-    centre = references.mean(0, dtype=np.float64).astype(np.float32)
-    a, b = (
-        torch.from_numpy(rows - centre).to(device, torch.float32) for rows in (queries, references)
-    )
+    a, b = _centred(queries, references, references, device)
     own = None if exclude is None else torch.from_numpy(np.asarray(exclude, np.int64))
     indices = np.concatenate(
         [
@@ -686,6 +682,17 @@ def nearest_neighbours(
         for rows in np.array_split(np.arange(len(queries)), math.ceil(len(queries) / 4096))
     ]
     return np.concatenate(distances), indices
+
+
+def _centred(
+    a: np.ndarray, b: np.ndarray, about: np.ndarray, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """Subtract a set's mean from a and b, and put both on the device."""
+    centre = about.mean(0, dtype=np.float64).astype(np.float32)
+    device = torch.device(device)
+    # A GPU that trains may round float32 products to ten bits (TF32); float64 it leaves alone.
+    dtype = torch.float64 if device.type == "cuda" else torch.float32
+    return tuple(torch.from_numpy(rows - centre).to(device, dtype) for rows in (a, b))
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
