@@ -1,0 +1,1 @@
+"""What the page (app.py) and the command `python -m studio` need to draw faces from seeds."""

@@ -1,0 +1,58 @@
+"""A headless Chromium for tests that look at the page as a visitor does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READ_PIXELS = """(image) => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL("image/png").split(",")[1];
+}"""
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Start Playwright's own Chromium, else the system's; RuntimeError where there is none."""
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+        if not Path(path).exists():
+            names = ("chromium", "chromium-browser", "google-chrome")
+            path = next(filter(None, map(shutil.which, names)), None)
+        if path is None:
+            raise RuntimeError(
+                "the page's tests need a browser: `playwright install chromium`, or Debian's "
+                "package chromium"
+            )
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def pixels(page: Page, selector: str) -> np.ndarray:
+    """Read what an `<img>` shows, uint8 `[H, W, 3]`, once it is loaded."""
+    image = page.wait_for_selector(selector)
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image)
+    png = base64.b64decode(image.evaluate(READ_PIXELS))
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
