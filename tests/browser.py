@@ -56,3 +56,8 @@ def pixels(page: Page, selector: str) -> np.ndarray:
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image)
     png = base64.b64decode(image.evaluate(READ_PIXELS))
     return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+if __name__ == "__main__":  # does this machine have a browser that starts?
+    with open_browser() as found:
+        print(f"Chromium {found.version}")
