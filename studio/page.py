@@ -36,7 +36,9 @@ class Page:
 
     def open(self, request: gr.Request) -> tuple[Any, ...]:
         """Show the face that the address names, else any face, and the wall around it."""
-        recipe, line = recipe_from_query(request.query_params, random.randrange(ROLL_SEEDS))
+        recipe, line = recipe_from_query(
+            request.query_params, random.randrange(ROLL_SEEDS), self.album.studio.revision
+        )
         first = recipe.seed - recipe.seed % WALL_FACES
         return recipe.psi, first, self.hang(first, recipe.psi), *self._face(recipe, line)
 
@@ -81,7 +83,12 @@ class Page:
 
     def _face(self, recipe: Recipe, line: str = "") -> tuple[Any, ...]:
         """Return seed, picture, address and line for one face."""
-        return recipe.seed, self.album.face(recipe), HOME + recipe.query(), line
+        return (
+            recipe.seed,
+            self.album.face(recipe),
+            HOME + recipe.query(self.album.studio.revision),
+            line,
+        )
 
 
 def slide(psi: Any) -> float:

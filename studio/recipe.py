@@ -1,6 +1,6 @@
 """A face's recipe: what must be kept to draw the same face again.
 
-Recipe ⇄ the query of an address (`?seed=42&psi=0.7`), Recipe → the text inside a PNG.
+Recipe ⇄ the query of an address (`?seed=42&psi=0.7&rev=…`), Recipe → the text inside a PNG.
 """
 
 from __future__ import annotations
@@ -50,9 +50,14 @@ class Recipe:
             raise RecipeError(str(error)) from None
         object.__setattr__(self, "psi", check_psi(self.psi))
 
-    def query(self) -> str:
-        """Return the query of an address that shows this face: `?seed=42&psi=0.7`."""
-        return "?" + urlencode({"seed": self.seed, "psi": psi_text(self.psi)})
+    def query(self, revision: str = "") -> str:
+        """Return the query of an address that shows this face: `?seed=42&psi=0.7`.
+
+        A `revision` (first 12 hex digits of the weights' SHA-256) is added as `rev`, so that a
+        page with other weights can say that its face is another one.
+        """
+        values = {"seed": self.seed, "psi": psi_text(self.psi)}
+        return "?" + urlencode(values | ({"rev": revision} if revision else {}))
 
     def png_text(self, revision: str) -> dict[str, str]:
         """Return the keys and values that a PNG of this face carries as text."""
@@ -72,12 +77,15 @@ def psi_text(psi: float) -> str:
     return f"{psi:g}" if float(f"{psi:g}") == psi else repr(psi)
 
 
-def recipe_from_query(query: Mapping[str, str], fallback_seed: int) -> tuple[Recipe, str]:
-    """Read `seed` and `psi` from the query of an address that anyone may have typed.
+def recipe_from_query(
+    query: Mapping[str, str], fallback_seed: int, revision: str = ""
+) -> tuple[Recipe, str]:
+    """Read `seed`, `psi` and `rev` from the query of an address that anyone may have typed.
 
     Args:
         query: names and values; a missing one is not a fault.
         fallback_seed: the face to show where no usable seed is given.
+        revision: of the weights in use; another `rev` gets a sentence.
     Returns:
         the recipe, psi within 0 … 1, and a sentence about each part that could not be used,
         or "". They never repeat what the address said.
@@ -98,6 +106,8 @@ def recipe_from_query(query: Mapping[str, str], fallback_seed: int) -> tuple[Rec
                 f"The psi in this address cannot be used (psi is a number from 0 to 1), "
                 f"so here it is {DEFAULT_PSI}."
             )
+    if query.get("rev", revision) != revision:
+        faults.append("This address was made with other weights, so its face may differ here.")
     return Recipe(seed, psi), " ".join(faults)
 
 

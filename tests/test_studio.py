@@ -277,10 +277,16 @@ def test_an_address_gives_its_recipe_back(seed: int, psi: float):
     recipe = Recipe(seed, psi)
     query = dict(pair.split("=") for pair in recipe.query()[1:].split("&"))
     assert recipe_from_query(query, 0) == (recipe, "")
+    assert recipe_from_query(query | {"rev": "a" * 12}, 0, "a" * 12) == (recipe, "")
+    for other in ("b" * 12, "", "<script>", "a" * 100_000):
+        again, line = recipe_from_query(query | {"rev": other}, 0, "a" * 12)
+        assert again == recipe
+        assert line == "This address was made with other weights, so its face may differ here."
 
 
 def test_short_addresses():
     assert Recipe(42, 0.7).query() == "?seed=42&psi=0.7"
+    assert Recipe(42, 0.7).query("0123456789ab") == "?seed=42&psi=0.7&rev=0123456789ab"
     assert Recipe(42.0, 1).query() == "?seed=42&psi=1"
     assert Recipe(0, -0.0).query() == "?seed=0&psi=0"
 
