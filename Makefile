@@ -10,7 +10,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet
 READY = $(VENV)/ready
 ROOT_DO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: app train test lint clean
+.PHONY: app train test lint browser clean
 
 app: $(READY)-app
 	$(VENV)/bin/python app.py $(ARGS)
@@ -41,9 +41,17 @@ $(READY)-train: requirements-train.txt requirements.txt | $(VENV)/bin/pip
 
 $(READY)-test: requirements-test.txt requirements-train.txt requirements.txt | $(VENV)/bin/pip
 	$(PIP) -r $<
-	$(VENV)/bin/python tests/browser.py || $(VENV)/bin/playwright install --with-deps chromium || \
-		{ $(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y chromium; }
+	$(VENV)/bin/python tests/browser.py || $(MAKE) browser
 	touch $@
+
+# Debian has a Chromium of its own; Ubuntu's is a snap, so Playwright fetches one there.
+browser:
+	if grep -qx 'ID=debian' /etc/os-release; then \
+		$(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y chromium; \
+	else \
+		$(VENV)/bin/playwright install --with-deps chromium; \
+	fi
+	$(VENV)/bin/python tests/browser.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
