@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,8 +27,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import (
+    PyTorchModelHubMixin,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+)
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -150,21 +163,22 @@ class KaoganModel(
         Raises:
             ModelError: missing, foreign or broken files, or tensors that do not fit exactly.
         """
-        files = {
-            name: _fetch(
-                path_or_repo, name, revision, subfolder, token, cache_dir, local_files_only
-            )
-            for name in (CONFIG_NAME, WEIGHTS_NAME)
-        }
-        kind, arguments = read_config(files[CONFIG_NAME])
+        access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        place = (path_or_repo, subfolder)
+        config = _fetch(*place, CONFIG_NAME, revision, MAX_CONFIG_BYTES, **access)
+        kind, arguments = read_config(config)
         if cls is not KaoganModel and kind is not cls:
             raise ModelError(
-                f"{files[CONFIG_NAME]} describes a {kind.__name__}, not a {cls.__name__}; "
+                f"{config} describes a {kind.__name__}, not a {cls.__name__}; "
                 f"load it with {kind.__name__}.from_pretrained"
             )
         with torch.device("meta"):  # nothing of the asked size is allocated before the file agrees
             network = kind(**arguments)
-        state = read_weights(files[WEIGHTS_NAME], network.state_dict())
+        limit = MAX_CONFIG_BYTES + 8 * sum(v.numel() for v in network.state_dict().values())
+        if not Path(path_or_repo).is_dir():  # of the same commit, even if the branch has moved on
+            revision = config.parents[len(Path(subfolder).parts)].name
+        weights = _fetch(*place, WEIGHTS_NAME, revision, limit, **access)
+        state = read_weights(weights, network.state_dict())
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval()
 
@@ -176,40 +190,106 @@ def load_network(path_or_repo: str | Path, **options: Any) -> KaoganModel:
 
 def _fetch(
     path_or_repo: str | Path,
+    subfolder: str,
     name: str,
     revision: str | None,
-    subfolder: str,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
+    max_bytes: int,
+    **access: Any,
 ) -> Path:
     """Return the local path of one of the two files, downloading it if it is on the Hub."""
-    folder = Path(path_or_repo) / subfolder
     if Path(path_or_repo).is_dir():
+        folder = Path(path_or_repo) / subfolder
         if not (folder / name).is_file():
             raise ModelError(_missing_file(folder, name))
         return folder / name
+    where = {"filename": name, "subfolder": subfolder or None, "revision": revision}
     try:
-        return Path(
-            hf_hub_download(
-                str(path_or_repo),
-                name,
-                subfolder=subfolder or None,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-        )
+        return _download({"repo_id": str(path_or_repo), **where}, max_bytes, **access)
+    except ModelError:
+        raise
     except HFValidationError as error:
         raise ModelError(
             f"{str(path_or_repo)!r:.200} is neither a folder nor a Hub repository owner/name"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the client's HTTP library, which its version decides, has its own
         at = f" at revision {revision}" if revision else ""
         raise ModelError(
-            f"could not fetch {name} of {path_or_repo}{at} from the Hub: {_first_line(error)}"
+            f"could not fetch {name} of {path_or_repo}{at} from the Hub: {_hub_fault(error)}"
         ) from error
+
+
+def _download(
+    where: dict[str, Any],
+    max_bytes: int,
+    *,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """Return a file of the Hub: from the cache if its commit is fixed or the Hub is out of reach.
+
+    A download is under a temporary name until it is whole, so a cached file is never half of one.
+    """
+    access = {"token": token, "cache_dir": cache_dir}
+    cached = None
+    with contextlib.suppress(LocalEntryNotFoundError):
+        cached = Path(hf_hub_download(**where, **access, local_files_only=True))
+    if cached and (local_files_only or re.fullmatch(r"[0-9a-f]{40}", where["revision"] or "")):
+        return _check_hash(cached)
+    try:
+        if not local_files_only:
+            # Asked without hf_hub_download's minutes of retries; and before its gigabytes.
+            size = get_hf_file_metadata(hf_hub_url(**where), token=token, timeout=10).size
+            if size is not None and size > max_bytes:
+                raise ModelError(
+                    f"{where['filename']} of {where['repo_id']} is {size:,} bytes large, where at "
+                    f"most {max_bytes:,} can be right; it is not downloaded"
+                )
+        found = Path(hf_hub_download(**where, **access, local_files_only=local_files_only))
+    except ModelError:
+        raise
+    except Exception:
+        if cached is None:
+            raise
+        found = cached
+    return _check_hash(found)
+
+
+def _check_hash(path: Path) -> Path:
+    """Return a file of the Hub's cache, or discard it if its bytes are not those of its name.
+
+    The cache names a file by its SHA-256 or, where it is small, by git's SHA-1; the client compares
+    only sizes. Where the system has no symbolic links the name is lost, and nothing is checked.
+    """
+    if not path.is_symlink():
+        return path
+    blob = path.parent / path.readlink()
+    content = path.read_bytes()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        fits = hashlib.sha256(content).hexdigest() == blob.name
+    elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        fits = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
+    else:
+        fits = True
+    if not fits:
+        with contextlib.suppress(OSError):
+            path.unlink()
+            blob.unlink()
+        raise ModelError(
+            f"{path.name} was damaged on its way from the Hub or in the cache, and is discarded; "
+            f"try again"
+        )
+    return path
+
+
+def _hub_fault(error: Exception) -> str:
+    """Say in words why the Hub gave no file."""
+    reasons = {
+        RevisionNotFoundError: "the repository has no such revision",
+        RemoteEntryNotFoundError: "the repository has no such file; pickled weights are not loaded",
+        RepositoryNotFoundError: "there is no such repository, or it is private",
+    }
+    return next((v for k, v in reasons.items() if isinstance(error, k)), _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:
@@ -314,7 +394,8 @@ class EqualLinear(nn.Module):
         self, in_dim: int, out_dim: int, *, bias: float = 0.0, lr_multiplier: float = 1.0
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_multiplier)
+        # In place: under torch.device("meta") a division would import a compiler, for seconds.
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim).div_(lr_multiplier))
         self.bias = nn.Parameter(torch.full((out_dim,), bias / lr_multiplier))
         self.weight_gain = lr_multiplier / math.sqrt(in_dim)
         self.bias_gain = lr_multiplier

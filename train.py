@@ -4,6 +4,7 @@
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine   # your own
     accelerate launch train.py --preset kaogan-128 --data FOLDER_OR_ZIP --max-minutes 25
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine --resume latest
+    accelerate launch train.py --data FOLDER_OR_ZIP --push-to-hub owner/name  # with HF_TOKEN set
 
 A run's folder then holds config.json, stats.jsonl, grids/, checkpoints/ (to resume) and
 generator/ + discriminator/ (config.json and model.safetensors, to use and to publish).
@@ -12,20 +13,31 @@ generator/ + discriminator/ (config.json and model.safetensors, to use and to pu
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
+import os
+import re
+import shutil
 import signal
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -46,6 +58,7 @@ from training.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    lock_folder,
     save_checkpoint,
 )
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig, parse_arguments
@@ -53,8 +66,10 @@ from training.data import Batches, DataError, Faces, pack
 from training.evaluate import score
 from training.losses import OBJECTIVES, d_loss, g_loss
 from training.metrics import MetricsError, build_extractor
+from training.publish import Publisher, PublishError, kimg_text, make_card, take_snapshot
 
 GRID_SIDE = 8  # faces along each side of a sample grid
+LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
 AGREE_STEPS = 10  # steps between two agreements of several processes on whether to stop
 
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
@@ -65,7 +80,9 @@ class TrainingError(RuntimeError):
     """A run that cannot start or must not go on."""
 
 
-FAULTS = (ConfigError, DataError, CheckpointError, ModelError, MetricsError, TrainingError)
+FAULTS = (
+    ConfigError, DataError, CheckpointError, ModelError, MetricsError, PublishError, TrainingError,
+)  # fmt: skip
 
 
 @dataclass
@@ -85,6 +102,7 @@ class Run:
     G_opt: Any
     D_opt: Any
     nimg: int = 0  # images seen, over all processes
+    lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
     started: float = field(default_factory=time.monotonic)
     sums: dict[str, Tensor] = field(default_factory=dict)  # of losses since the last tick
@@ -92,6 +110,7 @@ class Run:
     tick_nimg: int = 0
     tick_started: float = field(default_factory=time.monotonic)
     stop_signal: str = ""
+    publisher: Publisher | None = None  # on the main process, with --push-to-hub
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -113,6 +132,7 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         TrainingError: the run cannot start, or a loss stopped being a number.
+        PublishError: the repository cannot be written.
         ConfigError, DataError, CheckpointError, ModelError: input that cannot be used.
     """
     run = build(config)
@@ -135,9 +155,18 @@ def train(config: TrainConfig) -> Path:
                 if tick_due(run):
                     tick(run, bar)
         finish(run, reason)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{error}: free space in {run.folder}, then --resume latest goes on from the last "
+            f"checkpoint"
+        ) from error
     finally:
         restore()
         run.accelerator.end_training()
+        if run.publisher:
+            run.publisher.close()
+        if run.lock:
+            run.lock.close()
     return run.folder
 
 
@@ -278,19 +307,12 @@ def build(config: TrainConfig) -> Run:
     keep_freed_memory()
     accelerator = make_accelerator(config)
     per_process = split_batch(config, accelerator.num_processes)
+    folder = Path(config.out)
+    lock, checkpoint = prepare_folder(config, folder, accelerator)
+    publisher = open_publisher(config, accelerator)
     if config.metric_samples:
         build_extractor(config.metric_features)  # fail now rather than after hours
-    folder = Path(config.out)
-    checkpoint = find_checkpoint(config.resume, folder / "checkpoints") if config.resume else None
-    prepare_folder(config, folder, accelerator)
-    with accelerator.main_process_first():
-        faces = pack(
-            config.data,
-            config.resolution,
-            channels=config.img_channels,
-            workers=config.workers or None,
-            progress=accelerator.is_main_process,
-        )
+    faces = pack_faces(config, accelerator)
     torch.manual_seed(config.seed)
     G, D = NETWORKS[config.networks](config)
     G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
@@ -311,30 +333,49 @@ def build(config: TrainConfig) -> Run:
     run = Run(
         config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
     )
+    run.publisher, run.lock = publisher, lock
+    greet(run)
     if checkpoint:
-        state = load_checkpoint(checkpoint, run.networks, run.optimizers)
-        run.nimg = run.tick_nimg = state["nimg"]
-        run.seconds = state["seconds"]
-    greet(run, checkpoint)
+        go_on_from(run, checkpoint)
+    forget_later(run)
+    note_facts(run)
     return run
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Set up processes, devices and precision; a CPU always computes in fp32."""
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    """Set up processes, devices and precision; a CPU always computes in fp32.
+
+    What `accelerate launch` says of accumulation, precision and compilation is not asked: the
+    flags of this script decide, so that a run does not depend on who launched it.
+    """
+    for kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true"):
+            raise TrainingError(
+                f"the launcher asks for {kind}, but a GAN's two networks train here under plain "
+                f"data parallelism; choose multi-GPU without it in accelerate config"
+            )
+    # Emulated bf16 (before compute capability 8.0) would be slower than fp32.
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     wanted = has_bf16 if config.mixed_precision == "auto" else config.mixed_precision == "bf16"
     accelerator = Accelerator(
         mixed_precision="bf16" if wanted and torch.cuda.is_available() else "no",
-        gradient_accumulation_steps=config.gradient_accumulation,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation
+        ),
+        dynamo_backend="no",  # penalties differentiate D twice, which compiled code refuses
         log_with=config.log_with or None,
         project_dir=config.out,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    # The first names an argument that older versions need; the second is about speed, of layers
+    # that take none of it.
+    for text in (".*broadcast_buffers.*deprecated", "Grad strides do not match bucket view"):
+        warnings.filterwarnings("ignore", message=text)
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if config.log_with:
-        accelerator.init_trackers("kaogan", config={k: str(v) for k, v in vars(config).items()})
+        accelerator.init_trackers("kaogan", config={k: str(v) for k, v in config.public().items()})
     return accelerator
 
 
@@ -351,16 +392,87 @@ def split_batch(config: TrainConfig, processes: int) -> int:
     return size
 
 
-def prepare_folder(config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
-    """Make the run's folder; refuse to mix a new run into an old one."""
+def prepare_folder(
+    config: TrainConfig, folder: Path, accelerator: Accelerator
+) -> tuple[IO[str] | None, Path | None]:
+    """Claim the run's folder, refusing to mix two runs; return its lock and the checkpoint."""
+    lock = None
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+    accelerator.wait_for_everyone()
+    checkpoint = find_checkpoint(config.resume, folder / "checkpoints") if config.resume else None
     if not config.resume and list_checkpoints(folder / "checkpoints"):
         raise TrainingError(
             f"{folder} already holds a run; give --resume latest to go on, or another --out"
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (folder / "grids").mkdir(parents=True, exist_ok=True)
+        (folder / "grids").mkdir(exist_ok=True)
         config.save(folder / "config.json")
+    return lock, checkpoint
+
+
+def pack_faces(config: TrainConfig, accelerator: Accelerator) -> Faces:
+    """Pack the data once on each machine, and see that all processes have the same pictures."""
+    with accelerator.local_main_process_first():
+        faces = pack(
+            config.data,
+            config.resolution,
+            channels=config.img_channels,
+            workers=config.workers or None,
+            progress=accelerator.is_local_main_process,
+        )
+    counts = gather_object([len(faces)])
+    if len(set(counts)) > 1:
+        raise DataError(f"the processes see {counts} pictures: give each machine the same data")
+    return faces
+
+
+def go_on_from(run: Run, checkpoint: Path) -> None:
+    """Restore a run from its checkpoint."""
+    state = load_checkpoint(checkpoint, run.networks, run.optimizers)
+    run.nimg = run.tick_nimg = state["nimg"]
+    run.seconds = float(state["seconds"])
+    say = run.accelerator.print
+    say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
+    if state.get("data", run.faces.key) != run.faces.key:
+        say("The pictures changed since then, so this is not the run that it would have been.")
+
+
+def forget_later(run: Run) -> None:
+    """Drop what was logged after this point by a run that was killed."""
+    stats = run.folder / "stats.jsonl"
+    if run.accelerator.is_main_process and stats.exists():
+        lines = stats.read_text().splitlines(True) if run.nimg else []
+        part = stats.with_suffix(".part")
+        part.write_text("".join(line for line in lines if logged(line) <= run.nimg))
+        part.replace(stats)
+
+
+def logged(line: str) -> float:
+    """Return the images seen when a line was logged; infinity for one that was cut short."""
+    try:
+        return round(json.loads(line)["kimg"] * 1000)
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def open_publisher(config: TrainConfig, accelerator: Accelerator) -> Publisher | None:
+    """Make or find the repository to push to; where that fails, on every process alike."""
+    publisher, fault = None, [""]
+    if config.push_to_hub and accelerator.is_main_process:
+        try:
+            publisher = Publisher(
+                config.push_to_hub, token=config.hub_token, private=config.private, say=tqdm.write
+            )
+        except PublishError as error:
+            fault = [str(error)]
+    if config.push_to_hub and accelerator.num_processes > 1:
+        broadcast_object_list(fault)
+    if fault[0]:
+        raise PublishError(fault[0])
+    return publisher
 
 
 def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
@@ -393,7 +505,7 @@ def article_networks(config: TrainConfig) -> tuple[ArticleGenerator, ArticleDisc
 NETWORKS = {"kaogan": kaogan_networks, "article": article_networks}
 
 
-def greet(run: Run, checkpoint: Path | None) -> None:
+def greet(run: Run) -> None:
     """Say what is about to happen."""
     config, say = run.config, run.accelerator.print
     if config.data == (str(BUNDLED_FACES),):
@@ -406,8 +518,21 @@ def greet(run: Run, checkpoint: Path | None) -> None:
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "
         f"precision {run.accelerator.mixed_precision}"
     )
-    if checkpoint:
-        say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
+
+
+def note_facts(run: Run) -> None:
+    """Write down what the model card tells of this run and its settings do not."""
+    if run.accelerator.is_main_process:
+        device = run.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        facts = {
+            "hardware": f"{run.accelerator.num_processes} × {name}",
+            "pictures": f"{len(run.faces):,}",
+            "parameters": f"G {count_parameters(run.G_raw):,}, D {count_parameters(run.D_raw):,}",
+            "torch": torch.__version__,
+        }
+        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        (run.folder / "facts.json").write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------
@@ -434,9 +559,8 @@ def stop_reason(run: Run) -> str:
     reason = f"stopped by {run.stop_signal}" if run.stop_signal else ""
     if run.config.max_minutes and minutes(run) >= run.config.max_minutes:
         reason = reason or "max-minutes reached"
-    if several:
-        reasons: list[Any] = [reason]
-        reason = broadcast_object_list(reasons)[0]
+    if several:  # the first that any of them has
+        reason = next(filter(None, gather_object([reason])), "")
     return reason
 
 
@@ -465,13 +589,7 @@ def tick_due(run: Run) -> bool:
 def tick(run: Run, bar: tqdm) -> None:
     """Log, check that losses are numbers, draw the grid, save when due."""
     stats = read_stats(run)
-    bad = [k for k, v in stats.items() if not math.isfinite(v)]
-    if bad:
-        raise TrainingError(
-            f"{', '.join(bad)} stopped being a finite number before {run.nimg / 1000:g} kimg; the "
-            f"last checkpoint is intact: resume from it with a lower --g-lr and --d-lr or a higher "
-            f"--r1-gamma"
-        )
+    require_finite(run, [k for k, v in stats.items() if not math.isfinite(v)])
     now = time.monotonic()
     speed = (run.nimg - run.tick_nimg) / max(now - run.tick_started, 1e-9)
     fakes = sample(run, psi=1.0)
@@ -492,7 +610,18 @@ def tick(run: Run, bar: tqdm) -> None:
     ticks = round(run.nimg / (run.config.tick_kimg * 1000))
     if ticks and ticks % run.config.snapshot_ticks == 0:
         save(run)
+        push(run)
     run.tick_nimg, run.tick_started = run.nimg, time.monotonic()
+
+
+def require_finite(run: Run, bad: list[str]) -> None:
+    """Stop the run where something of it is no number any more."""
+    if bad:
+        raise TrainingError(
+            f"{', '.join(bad)} stopped being a finite number before {run.nimg / 1000:g} kimg; the "
+            f"last checkpoint is intact: resume from it with a lower --g-lr and --d-lr or a higher "
+            f"--r1-gamma"
+        )
 
 
 def read_stats(run: Run) -> dict[str, float]:
@@ -528,22 +657,47 @@ def save_grid(images: Tensor, path: Path) -> None:
 def save(run: Run) -> None:
     """Write the checkpoint to resume from and the networks to use."""
     run.accelerator.wait_for_everyone()
+    sound = {k: all(t.isfinite().all() for t in n.parameters()) for k, n in run.networks.items()}
+    require_finite(run, [f"a weight of {name}" for name, good in sound.items() if not good])
     if run.accelerator.is_main_process:
-        state = {"nimg": run.nimg, "seconds": run.seconds + minutes(run) * 60}
+        seconds = run.seconds + minutes(run) * 60
+        state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key}
         folder = run.folder / "checkpoints"
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
-        run.G_ema.save_pretrained(run.folder / "generator")
-        run.D_raw.save_pretrained(run.folder / "discriminator")
+        save_network(run.G_ema, run.folder / "generator")
+        save_network(run.D_raw, run.folder / "discriminator")
+
+
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Write a network beside its place and move its files in, so that none is ever half there."""
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    network.save_pretrained(part)
+    folder.mkdir(exist_ok=True)
+    for file in sorted(part.iterdir()):
+        if file.name != "README.md" or not (folder / file.name).exists():
+            file.replace(folder / file.name)
+    shutil.rmtree(part)
+
+
+def push(run: Run, tag: str = "") -> None:
+    """Have what `save` wrote pushed in the background."""
+    if run.publisher:
+        repo, kimg = run.publisher.repo, run.nimg / 1000
+        run.publisher.submit(take_snapshot(run.folder, run.config, kimg=kimg, repo=repo, tag=tag))
 
 
 def finish(run: Run, reason: str) -> None:
     """Save, draw the last grids, and say where everything lies."""
+    require_finite(run, [k for k, v in read_stats(run).items() if not math.isfinite(v)])
     for psi in (1.0, 0.7):
         fakes = sample(run, psi)
         if run.accelerator.is_main_process:
             save_grid(fakes, run.folder / f"grid-psi{psi:g}.png")
     save(run)
     measure(run)
+    write_card(run)
+    push(run, tag=f"kimg-{kimg_text(run.nimg / 1000)}")
     run.accelerator.print(
         f"{reason}: {run.nimg / 1000:g} kimg after "
         f"{run.seconds / 60 + minutes(run):.1f} minutes; {run.folder / 'generator'} draws faces "
@@ -568,12 +722,42 @@ def measure(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def write_card(run: Run) -> None:
+    """Write the model card beside the generator."""
+    if run.accelerator.is_main_process:
+        kimg = run.nimg / 1000
+        card = make_card(run.folder, run.config, kimg=kimg, picture="../grid-psi0.7.png")
+        (run.folder / "generator" / "README.md").write_text(card, encoding="utf-8")
+
+
+def explain(error: Exception, config: TrainConfig | None) -> str:
+    """Word a fault that the command line shows as one sentence; "" for a bug, which it does not."""
+    if isinstance(error, FAULTS):
+        return str(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"{error}: free space in {config.out}" if full and config else str(error)
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if world != "1" and re.search(LOST_PEER, str(error)):
+        why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]
+        return (
+            f"process {rank} of {world} lost another one, which died ({why:.200}); --resume latest "
+            f"goes on from the last checkpoint"
+        )
+    return ""
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
+    config = None
     try:
-        train(parse_arguments())
-    except (*FAULTS, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        config = parse_arguments()
+        train(config)
+    except (*FAULTS, OSError, RuntimeError) as error:
+        sentence = explain(error, config)
+        if not sentence:
+            raise
+        print(f"train.py: {sentence}", file=sys.stderr)
         return 2
     return 0
 

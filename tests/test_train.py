@@ -1,4 +1,4 @@
-"""The real training run, launched as a trainer launches it, on a few drawn faces."""
+"""The real training run: as a trainer launches it, and in forked processes, on drawn faces."""
 
 import json
 import os
@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from children import SMALL, Bench
 from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
@@ -16,21 +19,29 @@ from safetensors import safe_open
 from model import Discriminator, Generator, latents_from_seeds
 from training.checkpoint import list_checkpoints
 
-SMALL = [
-    "--resolution", "16", "--channel-base", "256", "--channel-max", "16", "--z-dim", "16",
-    "--w-dim", "16", "--batch-size", "16", "--tick-kimg", "0.064", "--snapshot-ticks", "1",
-    "--penalty-interval", "2", "--augment", "translation,colour", "--metric-samples", "0",
-]  # fmt: skip
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-            "--master_addr", "127.0.0.1", "--master_port", "0", "--rdzv_backend", "c10d",
-            "--rdzv_endpoint", "127.0.0.1:0"]  # fmt: skip
+# What `accelerate config` writes for one machine with two GPUs; on CPU by `use_cpu`.
+TWO_PROCESSES = {
+    "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": "MULTI_GPU",
+    "downcast_bf16": "no", "enable_cpu_affinity": False, "gpu_ids": "all", "machine_rank": 0,
+    "main_training_function": "main", "mixed_precision": "bf16", "num_machines": 1,
+    "num_processes": 2, "rdzv_backend": "static", "same_network": True, "tpu_env": [],
+    "tpu_use_cluster": False, "tpu_use_sudo": False, "use_cpu": True, "main_process_port": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Runs in forked processes."""
+    made = Bench(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
 def start(faces_dir, tmp_path):
-    """Start train.py on the drawn faces; returns a running process."""
+    """Start train.py on the drawn faces in a fresh interpreter; returns a running process."""
     started = []
 
     def launch(out, *flags, launcher=(sys.executable,)):
@@ -48,13 +59,15 @@ def start(faces_dir, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
 
     yield launch
     for process in started:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -75,6 +88,11 @@ def tensors(path):
         return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
 
 
+def checkpoints(folder):
+    """Return the tensors of each checkpoint of a run, oldest first."""
+    return [tensors(path) for path in list_checkpoints(folder / "checkpoints")]
+
+
 def wait_for_checkpoints(process, folder, count):
     """Wait until a run has written so many checkpoints."""
     deadline = time.monotonic() + 120
@@ -84,7 +102,7 @@ def wait_for_checkpoints(process, folder, count):
         time.sleep(0.005)
 
 
-def test_a_launched_run_leaves_what_it_promises(run, tmp_path):
+def test_a_launched_run_leaves_what_it_promises(run, bench, tmp_path):
     flags = ["--total-kimg", "0.128", "--metric-samples", "32", "--log-with", "tensorboard"]
     status, printed = run("run", *flags, launcher=LAUNCH)
     assert status == 0, printed
@@ -106,10 +124,10 @@ def test_a_launched_run_leaves_what_it_promises(run, tmp_path):
         faces = G(latents_from_seeds(range(4), G.z_dim), 0.7)
         assert torch.isfinite(D(faces)).all()
     assert G.w_avg.abs().max() > 0
-    averaged = tensors(list_checkpoints(folder / "checkpoints")[-1])["G_ema/const"]
+    averaged = checkpoints(folder)[-1]["G_ema/const"]
     assert torch.equal(G.const, averaged)
 
-    status, printed = run("run", "--total-kimg", "0.128")
+    status, printed = bench.run("run", "--total-kimg", "0.128")
     assert status == 2
     assert "already holds a run; give --resume latest" in printed
     assert "Traceback" not in printed
@@ -120,11 +138,11 @@ def test_killed_and_resumed_equals_undisturbed(run, start, tmp_path):
     status, printed = run("whole", "--total-kimg", "0.64", "--keep", "99")
     assert status == 0, printed
     process = start("killed", "--total-kimg", "0.64", "--keep", "99")
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    wait_for_checkpoints(process, checkpoints, 3)
+    saved = tmp_path / "killed" / "checkpoints"
+    wait_for_checkpoints(process, saved, 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(list_checkpoints(checkpoints)) < 10
+    assert len(list_checkpoints(saved)) < 10
     status, printed = run("killed", "--total-kimg", "0.64", "--resume", "latest", "--keep", "99")
     assert status == 0, printed
     assert "Going on from" in printed
@@ -138,53 +156,177 @@ def test_killed_and_resumed_equals_undisturbed(run, start, tmp_path):
     ).read_bytes()
 
 
-def test_two_processes_give_the_gradients_of_one(run, tmp_path):
+# ------------------------------------------------------------------------------------------
+# Several processes
+
+
+def gradients(checkpoint):
     """With beta1 = 0 Adam's first moment is the gradient itself, of D and of G."""
-    step = ["--total-kimg", "0.016", "--tick-kimg", "0.016", "--d-lr", "1e-12", "--g-lr", "1e-12"]
-    found = []
-    for name, options in {
-        "one": {},
-        "two": {"launcher": TORCHRUN},
+    found = {k: v for k, v in checkpoint.items() if k.endswith("exp_avg")}
+    assert len(found) > 40
+    return found
+
+
+def assert_same_gradients(ours, others, tolerance=1e-4):
+    for key, gradient in gradients(ours).items():
+        scale = gradient.abs().max()
+        assert scale > 0, key
+        assert (gradient - others[key]).abs().max() < tolerance * scale, key
+
+
+# Steps of (nearly) no size leave the weights as they are, so each step's gradient is a function of
+# its pictures, latents and augmentation alone: equal gradients at step k mean equal draws there.
+STILL = ["--batch-size", "32", "--tick-kimg", "0.032", "--keep", "9",
+         "--d-lr", "1e-12", "--g-lr", "1e-12"]  # fmt: skip
+
+
+def test_two_processes_give_the_gradients_of_one(bench, tmp_path):
+    """2 × 16 and 4 parts of 8 see, at each of four steps, what 1 × 32 sees."""
+    long = ["--total-kimg", "0.128"]
+    for name, (status, printed) in {
+        "one": bench.run("one", *STILL, *long),
+        "two": bench.run_ranks("two", 2, *STILL, *long),
+        "parts": bench.run("parts", *STILL, *long, "--gradient-accumulation", "4"),
     }.items():
-        status, printed = run(name, *step, **options)
         assert status == 0, printed
-        assert f"{len(found) + 1} x cpu" in printed
-        found.append(tensors(list_checkpoints(tmp_path / name / "checkpoints")[-1]))
-    status, printed = run("parts", *step, "--gradient-accumulation", "4")
+        assert f"{2 if name == 'two' else 1} x cpu" in printed
+        assert len(checkpoints(tmp_path / name)) == 4
+    one, two, parts = (checkpoints(tmp_path / name) for name in ("one", "two", "parts"))
+    for step in range(4):
+        assert_same_gradients(one[step], two[step])
+        assert_same_gradients(one[step], parts[step])
+    for step in range(3):  # the test would notice another order of the data
+        with pytest.raises(AssertionError):
+            assert_same_gradients(one[step], one[step + 1], tolerance=0.1)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(bench, tmp_path):
+    status, printed = bench.run("one", *STILL, "--total-kimg", "0.192")
     assert status == 0, printed
-    found.append(tensors(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1]))
-    one, *others = found
-    gradients = [k for k in one if k.endswith("exp_avg")]
-    assert len(gradients) > 40
-    for other in others:
-        for key in gradients:
-            scale = one[key].abs().max()
-            assert scale > 0
-            assert (one[key] - other[key]).abs().max() < 1e-4 * scale, key
+    status, printed = bench.run_ranks("changing", 2, *STILL, "--total-kimg", "0.064")
+    assert status == 0, printed
+    more = ["--resume", "latest", "--total-kimg"]
+    status, printed = bench.run("changing", *STILL, *more, "0.128")
+    assert status == 0, printed
+    assert "at 0.064 kimg" in printed
+    status, printed = bench.run_ranks("changing", 2, *STILL, *more, "0.192")
+    assert status == 0, printed
+    one, changing = checkpoints(tmp_path / "one"), checkpoints(tmp_path / "changing")
+    assert len(one) == len(changing) == 6
+    for a, b in zip(one, changing, strict=True):
+        assert_same_gradients(a, b)
 
 
-def test_sigterm_saves_and_says_so(run, start, tmp_path):
-    process = start("run", "--total-kimg", "1000", "--snapshot-ticks", "100000")
-    deadline = time.monotonic() + 120
+def test_the_average_of_two_processes_is_that_of_one(bench, tmp_path):
+    """Each step moves G_ema towards G by a share of images, not of steps or processes."""
+    flags = ["--batch-size", "32", "--tick-kimg", "0.032", "--keep", "9", "--total-kimg", "0.192"]
+    flags += ["--ema-kimg", "0.1", "--ema-rampup", "100"]
+    decay = 0.5 ** (32 / 100)
+    for status, printed in (
+        bench.run("one", *flags),
+        bench.run_ranks("two", 2, *flags),
+    ):
+        assert status == 0, printed
+    one, two = checkpoints(tmp_path / "one"), checkpoints(tmp_path / "two")
+    averaged = [k for k in one[0] if k.startswith("G_ema/") and k != "G_ema/w_avg"]
+    assert len(averaged) > 20
+    for steps in (one, two):
+        for before, after in zip(steps, steps[1:], strict=False):
+            for key in averaged:
+                current = after[key.replace("G_ema/", "G/")]
+                expected = decay * before[key] + (1 - decay) * current
+                torch.testing.assert_close(after[key], expected, rtol=1e-5, atol=1e-6)
+                assert not torch.equal(after[key], before[key])
+    # Adam's steps depend on the sign of gradients that rounding may turn: most weights agree.
+    moved = torch.cat([(one[-1][k] - one[0][k]).flatten() for k in averaged])
+    apart = torch.cat([(one[-1][k] - two[-1][k]).flatten() for k in averaged])
+    assert apart.norm() < 0.05 * moved.norm()
+
+
+def test_a_dead_process_takes_the_launched_run_down_and_one_goes_on(start, bench, tmp_path):
+    """`accelerate launch` with its own kind of file; SIGKILL of rank 1; --resume with one."""
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(TWO_PROCESSES))
+    launcher = [*LAUNCH[:3], "--config_file", str(tmp_path / "two.yaml")]
+    launched = start("run", "--total-kimg", "1000", launcher=launcher)
+    wait_for_checkpoints(launched, tmp_path / "run" / "checkpoints", 2)
+    ranks = {}
+    for process in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split():
+        environment = Path(f"/proc/{process}/environ").read_text().split("\0")
+        ranks |= {v.removeprefix("RANK="): process for v in environment if v.startswith("RANK=")}
+    assert ranks.keys() == {"0", "1"}
+    os.kill(int(ranks["1"]), signal.SIGKILL)
+    printed, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert "2 x cpu:0, precision no" in printed
+    assert "train.py: process 0 of 2 lost another one, which died (" in printed
+    assert "--resume latest goes on from the last checkpoint" in printed
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+    reached = float(saved[-1].stem.removeprefix("kimg-"))
+    flags = ["--resume", "latest", "--total-kimg", str(round(reached + 0.064, 3))]
+    status, printed = bench.run("run", *flags)
+    assert status == 0, printed
+    assert f"Going on from {saved[-1]}" in printed
+    assert "1 x cpu" in printed
+
+
+# What `accelerate config` asks, and what this run makes of the answers.
+SINGLE = {"distributed_type": "NO", "num_processes": 1, "use_cpu": True}
+
+
+@pytest.mark.parametrize(
+    ("answers", "environment"),
+    [
+        ({**SINGLE, "mixed_precision": "no"}, {}),
+        ({**SINGLE, "mixed_precision": "bf16"}, {}),
+        ({**SINGLE, "mixed_precision": "fp16"}, {}),
+        ({**SINGLE, "dynamo_config": {"dynamo_backend": "INDUCTOR"}}, {}),
+        (SINGLE, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}),
+    ],
+    ids=["plain", "bf16", "fp16", "compiled", "accumulating"],
+)
+def test_what_the_launcher_is_told_does_not_change_a_cpu_run(bench, tmp_path, answers, environment):
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(TWO_PROCESSES | answers))
+    config = str(tmp_path / "file.yaml")
+    status, printed = bench.run("run", "--total-kimg", "0.032", launch=config, **environment)
+    assert status == 0, printed
+    assert "1 x cpu, precision no" in printed
+    status, printed = bench.run("bare", "--total-kimg", "0.032")
+    assert status == 0, printed
+    a, b = checkpoints(tmp_path / "run")[-1], checkpoints(tmp_path / "bare")[-1]
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_kinds_of_parallelism_that_a_gan_cannot_use(bench, kind):
+    status, printed = bench.run("run", **{f"ACCELERATE_USE_{kind}": "true"})
+    assert status == 2
+    assert f"the launcher asks for {kind}" in printed
+    assert "choose multi-GPU without it in accelerate config" in printed
+    assert "Traceback" not in printed
+
+
+# ------------------------------------------------------------------------------------------
+# Stopping, and what cannot start
+
+
+def test_sigterm_saves_and_says_so(bench, tmp_path):
+    child = bench.start("run", "--total-kimg", "1000", "--snapshot-ticks", "100000")
     stats = tmp_path / "run" / "stats.jsonl"
-    while not stats.exists() or len(stats.read_text().splitlines()) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, printed
-    assert "stopped by SIGTERM" in printed
+    child.wait_until(lambda: stats.exists() and len(stats.read_text().splitlines()) >= 3)
+    os.kill(child.process.pid, signal.SIGTERM)
+    assert child.wait() == 0, child.printed()
+    assert "stopped by SIGTERM" in child.printed()
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
-    status, printed = run("run", "--resume", "latest", "--max-minutes", "0.001")
+    status, printed = bench.run("run", "--resume", "latest", "--max-minutes", "0.001")
     assert status == 0, printed
     assert "max-minutes reached" in printed
 
 
-def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
-    status, printed = run("run", "--total-kimg", "0.064")
+def test_a_loss_that_is_no_number_stops_the_run(bench, tmp_path):
+    status, printed = bench.run("run", "--total-kimg", "0.064")
     assert status == 0, printed
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")
-    status, printed = run("run", "--resume", "latest", "--total-kimg", "1", "--g-lr", "1e18")
+    status, printed = bench.run("run", "--resume", "latest", "--total-kimg", "1", "--g-lr", "1e18")
     assert status == 2
     assert "stopped being a finite number" in printed
     assert "lower --g-lr" in printed
@@ -201,8 +343,8 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
         (["--networks", "article"], "draws 96 px RGB only"),
     ],
 )
-def test_faults_get_one_sentence(run, flags, words):
-    status, printed = run("run", "--total-kimg", "1", *flags)
+def test_faults_get_one_sentence(bench, flags, words):
+    status, printed = bench.run("run", "--total-kimg", "1", *flags)
     assert status == 2
     assert words in printed
     assert "Traceback" not in printed

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,6 +20,7 @@ from training.augment import parse_policy
 from training.losses import OBJECTIVES
 from training.metrics import FEATURES
 
+SECRETS = ("hub_token",)  # never written to a file nor shown
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
 
 
@@ -31,7 +33,7 @@ def setting(default: Any, about: str, choices: tuple = ()) -> Any:
     return field(default=default, metadata={"help": about, "choices": choices})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainConfig:
     """What a training run depends on. Counts of images are over all processes."""
 
@@ -97,6 +99,13 @@ class TrainConfig:
     )
     seed: int = setting(0, "of weights, data order, latents and augmentation")
 
+    # Publishing
+    push_to_hub: str = setting("", "owner/name of a Hub repository that gets every snapshot")
+    private: bool = setting(False, "make that repository private")
+    hub_token: str = setting("", "with write access; other users see flags, so rather set HF_TOKEN")
+    data_name: str = setting("", "what the model card calls the pictures; owner/name is linked")
+    license: str = setting("mit", "of the weights, for the model card, such as mit or cc-by-4.0")
+
     def __post_init__(self) -> None:
         """Refuse what cannot run, each fault with one sentence."""
         for spec in dataclasses.fields(self):
@@ -108,6 +117,10 @@ class TrainConfig:
             raise ConfigError(f"--augment: {error}") from error
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
+        if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
+            raise ConfigError("--license takes an identifier of the Hub, such as mit or cc-by-4.0")
+        if len(self.data_name) > 100 or not self.data_name.isprintable():
+            raise ConfigError("--data-name takes one line of at most 100 characters")
 
     def _check_ranges(self) -> None:
         """Refuse numbers outside their range."""
@@ -127,8 +140,15 @@ class TrainConfig:
                     raise ConfigError(f"{flag(name)} must {wanted}, not {getattr(self, name)}")
 
     def save(self, path: Path) -> None:
-        """Write every setting as JSON, which `--config` reads back."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Write every setting but secrets as JSON, which `--config` reads back."""
+        path.write_text(json.dumps(self.public(), indent=2) + "\n", encoding="utf-8")
+
+    def public(self) -> dict[str, Any]:
+        """Return every setting that may be written down, by name."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in SECRETS}
+
+    def __repr__(self) -> str:
+        return f"TrainConfig({self.public()})"
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -155,20 +175,21 @@ def flag(name: str) -> str:
 
 def _check(name: str, value: Any, choices: tuple) -> None:
     """Check one value's type against the annotation, and its choices."""
+    shown = "that" if name in SECRETS else f"{value!r:.80}"
     expected = get_type_hints(TrainConfig)[name]
     plain = get_origin(expected) or expected
     fits = isinstance(value, plain) and not (isinstance(value, bool) and plain is not bool)
     if plain is float and type(value) is int:
         fits = True
     if not fits or (plain is float and not math.isfinite(value)):
-        raise ConfigError(f"{flag(name)} takes {_kind(plain)}, not {value!r:.80}")
+        raise ConfigError(f"{flag(name)} takes {_kind(plain)}, not {shown}")
     if plain is tuple and not all(isinstance(v, str) for v in value):
-        raise ConfigError(f"{flag(name)} takes names, not {value!r:.80}")
+        raise ConfigError(f"{flag(name)} takes names, not {shown}")
     if plain in (int, float) and not 0 <= value < 2**63:
-        raise ConfigError(f"{flag(name)} must not be negative or huge, not {value!r:.80}")
+        raise ConfigError(f"{flag(name)} must not be negative or huge, not {shown}")
     if choices and value not in choices:
         options = ", ".join(repr(c) for c in choices)
-        raise ConfigError(f"{flag(name)} must be one of {options}, not {value!r:.80}")
+        raise ConfigError(f"{flag(name)} must be one of {options}, not {shown}")
 
 
 def _kind(plain: type) -> str:

@@ -46,10 +46,20 @@ from tqdm import tqdm
 VERSION = 1  # of the pack's layout and pixels: raise it and every pack is made anew
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 MAX_PIXELS = 64_000_000  # of one decoded picture, read from its header before decoding
-MAX_LABEL_BYTES = 256 * 2**20  # of one labels.csv
+MAX_SCANS = 100  # of one JPEG; a progressive one has about ten, and each costs a whole pass
+MAX_REMARKS = 2000  # of one GIF; Pillow joins them in quadratic time …
+MAX_GIF_BYTES = 4 * 2**20  # … so it sees no more than this, enough for the first frame
+BAND_PIXELS = 2**22  # flattened at a time, so that copies of a large picture are never whole
+MAX_LABEL_BYTES = 64 * 2**20  # of one labels.csv
+MAX_LABELS = 1000  # columns of all labels.csv together
+MAX_FOLDERS = 32  # around a picture that labels.csv may leave out
+MAX_DIRECTORY_BYTES = 64 * 2**20  # of a zip's list of files, some 700,000 of them
+MAX_RATIO = 200  # of a zip's unpacked to its packed size, where it unpacks to more than …
+FREE_BYTES = 256 * 2**20  # … this
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # nothing else is tried: fewer decoders to trust
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 LABELS = "labels.csv"
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those with a length, and the end
 CHUNK = 64  # pictures a worker takes at a time
 UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
 DEVICE_SHARE = 0.4  # of the free device memory the set may take
@@ -174,18 +184,47 @@ def _entries(root: Path, path: Path, group: str) -> Iterator[_Entry]:
         yield _Entry(str(path), None, name, stat.st_size, stat.st_mtime_ns, group)
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _ZipReader(path) as file, zipfile.ZipFile(file) as archive:
             infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    except DataError:
+        raise
     except Exception as error:  # a damaged directory raises much besides BadZipFile
         raise DataError(
             f"{path} is not a readable zip file ({error}): download it or build it again"
         ) from error
+    _refuse_bomb(path, infos.values())
     for name, info in sorted(infos.items()):
         if not _is_wanted(name, nested_table=True) or name.lower().endswith(".zip"):
             continue
         if info.flag_bits & 1:
             raise DataError(f"{path} is encrypted: unpack it and give the folder instead")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks the others without a bound on memory.
+            raise DataError(f"{path} is not packed by 'store' or 'deflate': build it again so")
         yield _Entry(str(path), name, name, info.file_size, info.CRC, group)
+
+
+class _ZipReader(io.FileIO):
+    """A zip's file; zipfile reads the list of files at once, and a hostile one is endless."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, but never more than a list of files may take."""
+        if size > MAX_DIRECTORY_BYTES:
+            raise DataError(
+                f"{self.name} lists too many files (over {MAX_DIRECTORY_BYTES >> 20} MiB of "
+                "names): split it into several zips"
+            )
+        return super().read(size)
+
+
+def _refuse_bomb(path: Path, infos: Iterable[zipfile.ZipInfo]) -> None:
+    """Raise DataError for a zip that unpacks to far more than any pictures do."""
+    total, packed = sum(info.file_size for info in infos), path.stat().st_size
+    if total > max(FREE_BYTES, MAX_RATIO * packed):
+        raise DataError(
+            f"{path} claims to hold {total / 2**30:.1f} GiB in {packed / 2**20:.1f} MiB, which no "
+            "pictures do: unpack what you trust of it and give the folder instead"
+        )
 
 
 def _download(source: str) -> Path:
@@ -229,25 +268,37 @@ def _key(pictures: list[_Entry], tables: list[_Entry], resolution: int, channels
 # ---------------------------------------------------------------- labels
 
 
-def _read_table(entry: _Entry) -> tuple[list[str], dict[str, bytes]]:
-    """Read a labels.csv: column names, and each file's row, one byte of 0 or 1 per label."""
+def _read_table(entry: _Entry, wanted: set[str]) -> tuple[list[str], dict[str, bytes]]:
+    """Read a labels.csv: column names, and each wanted file's row, a byte of 0 or 1 per label.
+
+    `wanted` holds names without folders; rows of other files are checked and forgotten.
+    """
     where = entry.path if entry.member is None else f"{entry.path}/{entry.member}"
     if entry.size > MAX_LABEL_BYTES:
         raise DataError(f"{where} is over {MAX_LABEL_BYTES >> 20} MiB: split it or drop columns")
     try:
-        text = _read(entry).decode("utf-8-sig")
-    except Exception as error:
+        return _parse_table(_read(entry), wanted, where)
+    except DataError:
+        raise
+    except Exception as error:  # of the disk, of zipfile, or no UTF-8
         raise DataError(f"{where} cannot be read as UTF-8 text ({error}): save it anew") from error
 
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+
+def _parse_table(data: bytes, wanted: set[str], where: str) -> tuple[list[str], dict[str, bytes]]:
+    """Parse the bytes of a labels.csv for `_read_table`."""
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, strict=True)
     try:
         header = next(reader, [])
+        if len(header) > MAX_LABELS + 1:
+            raise csv.Error(f"over {MAX_LABELS:,} labels, drop columns")
         if header[:1] != ["file"] or len(header) < 2 or len(set(header)) != len(header):
             raise csv.Error("the header must be 'file' and then one name per label, none twice")
         rows: dict[str, bytes] = {}
         for row in filter(None, reader):
             _check_row(row, header, rows)
-            rows[row[0]] = bytes(map(int, row[1:]))
+            if row[0].rpartition("/")[2] in wanted:
+                rows[row[0]] = bytes(map(int, row[1:]))
     except csv.Error as error:
         line = max(reader.line_num, 1)
         raise DataError(f"{where}, line {line}: {error}; mend that line") from error
@@ -274,24 +325,30 @@ class _Labels(NamedTuple):
 
 def _read_labels(pictures: list[_Entry], tables: list[_Entry]) -> _Labels:
     """Match the rows of every labels.csv to the pictures of its group, by name."""
+    wanted: dict[str, set[str]] = {table.group: set() for table in tables}
+    for picture in pictures:
+        if picture.group in wanted:
+            wanted[picture.group].add(picture.name.rpartition("/")[2])
     names: dict[str, int] = {}
-    rows: dict[tuple[str, str], tuple[list[int], bytes]] = {}
+    rows: dict[str, dict[str, tuple[list[int], bytes]]] = {table.group: {} for table in tables}
     for table in tables:
-        header, values = _read_table(table)
+        header, values = _read_table(table, wanted[table.group])
         columns = [names.setdefault(name, len(names)) for name in header]
-        for file, row in values.items():
-            if (table.group, file) in rows:
-                raise DataError(f"{file} is labelled twice in {table.group}: keep one {LABELS}")
-            rows[table.group, file] = (columns, row)
+        if len(names) > MAX_LABELS:
+            raise DataError(f"{table.path} has over {MAX_LABELS:,} labels: drop columns")
+        if twice := rows[table.group].keys() & values.keys():
+            raise DataError(f"{min(twice)} is labelled twice in {table.group}: keep one {LABELS}")
+        rows[table.group].update((file, (columns, row)) for file, row in values.items())
     known = np.zeros(len(pictures), bool)
     if not names:
         return _Labels((), None, known)
     matrix = np.zeros((len(pictures), len(names)), np.uint8)
     for slot, picture in enumerate(pictures):
         # A zip may wrap its files in a folder that labels.csv does not know: try every tail.
-        parts = picture.name.split("/")
-        tails = ((picture.group, "/".join(parts[start:])) for start in range(len(parts)))
-        if found := next((rows[tail] for tail in tails if tail in rows), None):
+        parts = picture.name.split("/")[-MAX_FOLDERS:]
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        here = rows.get(picture.group, {})
+        if found := next((here[tail] for tail in tails if tail in here), None):
             columns, row = found
             matrix[slot, columns] = np.frombuffer(row, np.uint8)
             known[slot] = True
@@ -305,7 +362,7 @@ def _read_labels(pictures: list[_Entry], tables: list[_Entry]) -> _Labels:
 def _open_zip(path: str) -> zipfile.ZipFile:
     """Open a zip once per process rather than once per picture."""
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(_ZipReader(path))
     except Exception as error:  # it could be opened a moment ago
         raise DataError(f"{path} changed while it was packed ({error}): start again") from error
 
@@ -321,6 +378,18 @@ def _read(entry: _Entry) -> bytes:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Turn any mode into RGB, transparency laid over white."""
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return _flatten_band(image)
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        flat.paste(_flatten_band(image.crop(box)), box)
+    return flat
+
+
+def _flatten_band(image: Image.Image) -> Image.Image:
+    """Flatten a picture of few pixels."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
         grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
@@ -331,9 +400,29 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _is_laborious(data: bytes) -> bool:
+    """Say whether a file is made so that few of its bytes cost a decoder minutes."""
+    if data[:3] == b"GIF":
+        return data.count(b"!\xfe") > MAX_REMARKS
+    if data[:2] != b"\xff\xd8":
+        return False
+    # A JPEG: from marker to marker, past their segments, to its end; what follows may be a video.
+    place, scans = 2, 0
+    while scans <= MAX_SCANS and (marker := _JPEG_MARKER.search(data, place)):
+        kind = marker[0][1]
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans > MAX_SCANS
+
+
 def _decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
     """Decode a picture into uint8 [resolution, resolution, channels]: centre crop, Lanczos."""
     try:
+        data = data[:MAX_GIF_BYTES] if data[:3] == b"GIF" else data
+        if _is_laborious(data):
+            raise _Skip("too laborious")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise _Skip("over 64 megapixels")

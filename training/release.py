@@ -1,0 +1,127 @@
+"""Bundle a run's networks with the page.
+
+    python -m training.release runs/mine
+
+Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves by more than 1/255);
+in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw
+again; and assets/faces.zip, faces that `accelerate launch train.py` learns from in a fresh clone.
+The model card, assets/generator/README.md, is written by people and left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model import (
+    SEED_MAX,
+    Discriminator,
+    Generator,
+    ModelError,
+    keep_freed_memory,
+    latents_from_seeds,
+)
+from training.config import BUNDLED_FACES
+from training.metrics import quantise
+
+GRID_SIDE = 10  # faces along each side of a sample grid
+GRID_PSIS = (1.0, 0.7, 0.5)
+GOLDEN_SEEDS = (0, 42, SEED_MAX)  # drawn again by the tests, on any machine
+GOLDEN_PSI = 0.7
+BUNDLED_COUNT = 1024  # faces for a first training run
+CHECKED_SEEDS = 256  # faces compared before and after 16-bit storage
+
+
+def draw(G: Generator, seeds: Sequence[int], psi: float) -> Iterator[np.ndarray]:
+    """Yield the faces of seeds, uint8 `[H, W, C]`."""
+    for start in range(0, len(seeds), 32):
+        z = latents_from_seeds(seeds[start : start + 32], G.z_dim)
+        with torch.inference_mode():
+            yield from quantise(G(z, psi)).permute(0, 2, 3, 1).numpy()
+
+
+def largest_step(a: Generator, b: Generator) -> int:
+    """Return by how many of 255 steps the pixels of two generators differ at most."""
+    seeds = range(CHECKED_SEEDS)
+    pairs = zip(draw(a, seeds, 1.0), draw(b, seeds, 1.0), strict=True)
+    return max(int(np.abs(x.astype(int) - y).max()) for x, y in pairs)
+
+
+def store(network: Generator | Discriminator, folder: Path) -> None:
+    """Store a network in 16 bits, or in 32 where a generator's pixels would move."""
+    with tempfile.TemporaryDirectory() as scratch:
+        network.save_pretrained(scratch, dtype=torch.float16)
+        dtype: torch.dtype | None = torch.float16
+        if isinstance(network, Generator):
+            step = largest_step(network, Generator.from_pretrained(scratch))
+            dtype = torch.float16 if step <= 1 else None
+            print(f"16-bit storage moves pixels by at most {step}/255")
+        network.save_pretrained(scratch, dtype=dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.move(Path(scratch) / name, folder / name)
+
+
+def golden_name(seed: int) -> str:
+    """Name the file of a golden face."""
+    return f"seed{seed:010}.png"
+
+
+def save_samples(G: Generator, folder: Path) -> None:
+    """Write unselected grids, one for each truncation, and the golden faces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, pixels in zip(GOLDEN_SEEDS, draw(G, GOLDEN_SEEDS, GOLDEN_PSI), strict=True):
+        Image.fromarray(pixels.squeeze()).save(folder / golden_name(seed))
+    for psi in GRID_PSIS:
+        faces = np.stack(list(draw(G, range(GRID_SIDE**2), psi)))
+        _, height, width, channels = faces.shape
+        sheet = faces.reshape(GRID_SIDE, GRID_SIDE, height, width, channels).swapaxes(1, 2)
+        pixels = sheet.reshape(GRID_SIDE * height, GRID_SIDE * width, channels)
+        Image.fromarray(pixels.squeeze()).save(folder / f"psi{psi:g}.webp", quality=92)
+
+
+def save_faces(G: Generator, path: Path) -> None:
+    """Write faces as WebP into a zip, the data of a first training run."""
+    with zipfile.ZipFile(path, "w") as file:
+        for seed, pixels in enumerate(draw(G, range(BUNDLED_COUNT), 1.0)):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.squeeze()).save(buffer, "WEBP", quality=92, method=6)
+            # A fixed date, so that the same generator makes the same file.
+            file.writestr(zipfile.ZipInfo(f"{seed:05}.webp"), buffer.getvalue())
+
+
+def main() -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("--assets", type=Path, default=BUNDLED_FACES.parent)
+    options = parser.parse_args()
+    keep_freed_memory()
+    try:
+        G = Generator.from_pretrained(options.run / "generator")
+        store(G, options.assets / "generator")
+        store(
+            Discriminator.from_pretrained(options.run / "discriminator"),
+            options.assets / "discriminator",
+        )
+        G = Generator.from_pretrained(options.assets / "generator")
+        save_samples(G, options.assets / "samples")
+        save_faces(G, options.assets / BUNDLED_FACES.name)
+    except (ModelError, OSError) as error:
+        print(f"release: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
