@@ -138,16 +138,20 @@ class Bench:
         child = self.start(out, *flags, **options)
         return child.wait(), child.printed()
 
-    def run_ranks(self, out: str, count: int, *flags: str, **options) -> tuple[int, str]:
-        """Run as so many processes that exchange gradients; return what `run` returns."""
+    def start_ranks(self, out: str, count: int, *flags: str, **options) -> list[Child]:
+        """Start a run of so many processes that exchange gradients."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-        ranks = [
+        return [
             self.start(out, *flags, RANK=str(r), LOCAL_RANK=str(r), **shared, **options)
             for r in range(count)
         ]
+
+    def run_ranks(self, out: str, count: int, *flags: str, **options) -> tuple[int, str]:
+        """Run as so many processes to their end; return what `run` returns."""
+        ranks = self.start_ranks(out, count, *flags, **options)
         statuses = [child.wait() for child in ranks]
         return max(statuses, key=abs), "".join(child.printed() for child in ranks)
 

@@ -269,6 +269,16 @@ def test_a_dead_process_takes_the_launched_run_down_and_one_goes_on(start, bench
     assert "1 x cpu" in printed
 
 
+def test_sigterm_to_any_process_ends_all_in_good_order(bench, tmp_path):
+    ranks = bench.start_ranks("run", 2, "--total-kimg", "1000", "--snapshot-ticks", "100000")
+    stats = tmp_path / "run" / "stats.jsonl"
+    ranks[0].wait_until(lambda: stats.exists() and len(stats.read_text().splitlines()) >= 3)
+    os.kill(ranks[1].process.pid, signal.SIGTERM)
+    assert [child.wait() for child in ranks] == [0, 0], ranks[0].printed() + ranks[1].printed()
+    assert "stopped by SIGTERM" in ranks[0].printed()
+    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+
+
 # What `accelerate config` asks, and what this run makes of the answers.
 SINGLE = {"distributed_type": "NO", "num_processes": 1, "use_cpu": True}
 

@@ -1,0 +1,324 @@
+"""What a training run is made of, and how it is put together.
+
+    run = build(config)          # processes, folder, data, networks, optimizers, checkpoint
+
+Only here and in train.py are devices, processes and the run's folder known.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import (
+    ArticleDiscriminator,
+    ArticleGenerator,
+    Discriminator,
+    Generator,
+    count_parameters,
+    default_channels,
+    keep_freed_memory,
+)
+from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
+from training.config import BUNDLED_FACES, ConfigError, TrainConfig
+from training.data import Batches, DataError, Faces, pack
+from training.metrics import build_extractor
+from training.publish import Publisher, PublishError
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or must not go on."""
+
+
+@dataclass
+class Run:
+    """Everything that one training run holds."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    folder: Path
+    faces: Faces
+    batches: Batches
+    G: nn.Module  # prepared: wrapped for several processes
+    D: nn.Module
+    G_raw: nn.Module  # the same networks, bare
+    D_raw: nn.Module
+    G_ema: nn.Module
+    G_opt: Any
+    D_opt: Any
+    nimg: int = 0  # images seen, over all processes
+    lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
+    seconds: float = 0.0  # of training before this launch
+    started: float = field(default_factory=time.monotonic)
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses since the last tick
+    steps: dict[str, int] = field(default_factory=dict)
+    tick_nimg: int = 0
+    tick_started: float = field(default_factory=time.monotonic)
+    stop_signal: str = ""
+    publisher: Publisher | None = None  # on the main process, with --push-to-hub
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a checkpoint holds, by name."""
+        return {"G": self.G_raw, "D": self.D_raw, "G_ema": self.G_ema}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers that a checkpoint holds, by name."""
+        return {"G_opt": self.G_opt.optimizer, "D_opt": self.D_opt.optimizer}
+
+
+def build(config: TrainConfig) -> Run:
+    """Make networks, optimizers and data, and restore a checkpoint if asked."""
+    keep_freed_memory()
+    accelerator = make_accelerator(config)
+    per_process = split_batch(config, accelerator.num_processes)
+    folder = Path(config.out)
+    lock, checkpoint = prepare_folder(config, folder, accelerator)
+    publisher = open_publisher(config, accelerator)
+    if config.metric_samples:
+        build_extractor(config.metric_features)  # fail now rather than after hours
+    faces = pack_faces(config, accelerator)
+    torch.manual_seed(config.seed)
+    G, D = NETWORKS[config.networks](config)
+    G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
+    G_ema = copy.deepcopy(G).requires_grad_(False).eval()
+    betas = (float(config.beta1), float(config.beta2))
+    G_opt = torch.optim.Adam(G.parameters(), config.g_lr, betas)
+    D_opt = torch.optim.Adam(D.parameters(), config.d_lr, betas)
+    prepared = accelerator.prepare(G, D, G_opt, D_opt)
+    batches = Batches(
+        faces,
+        batch_size_per_process=per_process,
+        seed=config.seed,
+        xflip=config.xflip,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device,
+    )
+    run = Run(
+        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
+    )
+    run.publisher, run.lock = publisher, lock
+    greet(run)
+    if checkpoint:
+        go_on_from(run, checkpoint)
+    forget_later(run)
+    note_facts(run)
+    return run
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Set up processes, devices and precision; a CPU always computes in fp32.
+
+    What `accelerate launch` says of accumulation, precision and compilation is not asked: the
+    flags of this script decide, so that a run does not depend on who launched it.
+    """
+    for kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true"):
+            raise TrainingError(
+                f"the launcher asks for {kind}, but a GAN's two networks train here under plain "
+                f"data parallelism; choose multi-GPU without it in accelerate config"
+            )
+    # Emulated bf16 (before compute capability 8.0) would be slower than fp32.
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    wanted = has_bf16 if config.mixed_precision == "auto" else config.mixed_precision == "bf16"
+    accelerator = Accelerator(
+        mixed_precision="bf16" if wanted and torch.cuda.is_available() else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation
+        ),
+        dynamo_backend="no",  # penalties differentiate D twice, which compiled code refuses
+        log_with=config.log_with or None,
+        project_dir=config.out,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    # The first names an argument that older versions need; the second is about speed, of layers
+    # that take none of it.
+    for text in (".*broadcast_buffers.*deprecated", "Grad strides do not match bucket view"):
+        warnings.filterwarnings("ignore", message=text)
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if config.log_with:
+        accelerator.init_trackers("kaogan", config={k: str(v) for k, v in config.public().items()})
+    return accelerator
+
+
+def split_batch(config: TrainConfig, processes: int) -> int:
+    """Return the images of one part of one process's batch."""
+    parts = processes * config.gradient_accumulation
+    group = config.group_size if config.networks == "kaogan" else 1
+    size, rest = divmod(config.batch_size, parts)
+    if rest or size == 0 or size % group:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} must be a multiple of {parts * group}: "
+            f"{processes} processes, {config.gradient_accumulation} parts, groups of {group}"
+        )
+    return size
+
+
+def prepare_folder(
+    config: TrainConfig, folder: Path, accelerator: Accelerator
+) -> tuple[IO[str] | None, Path | None]:
+    """Claim the run's folder, refusing to mix two runs; return its lock and the checkpoint."""
+    lock = None
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+    accelerator.wait_for_everyone()
+    checkpoint = find_checkpoint(config.resume, folder / "checkpoints") if config.resume else None
+    if not config.resume and list_checkpoints(folder / "checkpoints"):
+        raise TrainingError(
+            f"{folder} already holds a run; give --resume latest to go on, or another --out"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (folder / "grids").mkdir(exist_ok=True)
+        config.save(folder / "config.json")
+    return lock, checkpoint
+
+
+def pack_faces(config: TrainConfig, accelerator: Accelerator) -> Faces:
+    """Pack the data once on each machine, and see that all processes have the same pictures."""
+    with accelerator.local_main_process_first():
+        faces = pack(
+            config.data,
+            config.resolution,
+            channels=config.img_channels,
+            workers=config.workers or None,
+            progress=accelerator.is_local_main_process,
+        )
+    counts = gather_object([len(faces)])
+    if len(set(counts)) > 1:
+        raise DataError(f"the processes see {counts} pictures: give each machine the same data")
+    return faces
+
+
+def go_on_from(run: Run, checkpoint: Path) -> None:
+    """Restore a run from its checkpoint."""
+    state = load_checkpoint(checkpoint, run.networks, run.optimizers)
+    run.nimg = run.tick_nimg = state["nimg"]
+    run.seconds = float(state["seconds"])
+    say = run.accelerator.print
+    say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
+    if state.get("data", run.faces.key) != run.faces.key:
+        say("The pictures changed since then, so this is not the run that it would have been.")
+
+
+def forget_later(run: Run) -> None:
+    """Drop what was logged after this point by a run that was killed."""
+    stats = run.folder / "stats.jsonl"
+    if run.accelerator.is_main_process and stats.exists():
+        lines = stats.read_text().splitlines(True) if run.nimg else []
+        part = stats.with_suffix(".part")
+        part.write_text("".join(line for line in lines if logged(line) <= run.nimg))
+        part.replace(stats)
+
+
+def logged(line: str) -> float:
+    """Return the images seen when a line was logged; infinity for one that was cut short."""
+    try:
+        return round(json.loads(line)["kimg"] * 1000)
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def open_publisher(config: TrainConfig, accelerator: Accelerator) -> Publisher | None:
+    """Make or find the repository to push to; where that fails, on every process alike."""
+    publisher, fault = None, [""]
+    if config.push_to_hub and accelerator.is_main_process:
+        try:
+            publisher = Publisher(
+                config.push_to_hub, token=config.hub_token, private=config.private, say=tqdm.write
+            )
+        except PublishError as error:
+            fault = [str(error)]
+    if config.push_to_hub and accelerator.num_processes > 1:
+        broadcast_object_list(fault)
+    if fault[0]:
+        raise PublishError(fault[0])
+    return publisher
+
+
+def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
+    """Make the style-based generator and the residual critic."""
+    widths = default_channels(config.resolution, config.channel_base, config.channel_max)
+    G = Generator(
+        resolution=config.resolution,
+        channels=widths,
+        z_dim=config.z_dim,
+        w_dim=config.w_dim,
+        mapping_layers=config.mapping_layers,
+        img_channels=config.img_channels,
+    )
+    D = Discriminator(
+        resolution=config.resolution,
+        channels=widths,
+        img_channels=config.img_channels,
+        group_size=config.group_size,
+    )
+    return G, D
+
+
+def article_networks(config: TrainConfig) -> tuple[ArticleGenerator, ArticleDiscriminator]:
+    """Make the tutorial's networks, which are of one size."""
+    if (config.resolution, config.img_channels) != (96, 3):
+        raise ConfigError("--networks article draws 96 px RGB only; add --resolution 96")
+    return ArticleGenerator(z_dim=config.z_dim), ArticleDiscriminator()
+
+
+NETWORKS = {"kaogan": kaogan_networks, "article": article_networks}
+
+
+def greet(run: Run) -> None:
+    """Say what is about to happen."""
+    config, say = run.config, run.accelerator.print
+    if config.data == (str(BUNDLED_FACES),):
+        say("Training on the bundled faces, which are few; point --data at a folder of your own.")
+    skipped = sum(run.faces.skipped.values())
+    say(
+        f"{len(run.faces):,} pictures at {config.resolution} px"
+        + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
+        + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
+        f"{run.accelerator.num_processes} x {run.accelerator.device}, "
+        f"precision {run.accelerator.mixed_precision}"
+    )
+
+
+def note_facts(run: Run) -> None:
+    """Write down what the model card tells of this run and its settings do not."""
+    if run.accelerator.is_main_process:
+        device = run.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        facts = {
+            "hardware": f"{run.accelerator.num_processes} × {name}",
+            "pictures": f"{len(run.faces):,}",
+            "parameters": f"G {count_parameters(run.G_raw):,}, D {count_parameters(run.D_raw):,}",
+            "torch": torch.__version__,
+        }
+        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        (run.folder / "facts.json").write_text(text, encoding="utf-8")
+
+
+def minutes(run: Run) -> float:
+    """Return the minutes of this launch."""
+    return (time.monotonic() - run.started) / 60
