@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model import latents_from_seeds
 from training.checkpoint import save_checkpoint
 from training.evaluate import score
+from training.metrics import quantise
 from training.publish import make_card, take_snapshot
 from training.run import Run, TrainingError, minutes
 
@@ -33,8 +34,7 @@ def save_grid(images: Tensor, path: Path) -> None:
     """Write pictures `[n², C, H, W]` in [-1, 1] as one sheet."""
     count, channels, height, width = images.shape
     side = math.isqrt(count)
-    sheet = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
-    sheet = sheet.reshape(side, side, channels, height, width).permute(0, 3, 1, 4, 2)
+    sheet = quantise(images).reshape(side, side, channels, height, width).permute(0, 3, 1, 4, 2)
     pixels = sheet.reshape(side * height, side * width, channels).squeeze(2).numpy()
     Image.fromarray(pixels).save(path)
 
