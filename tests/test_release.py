@@ -1,0 +1,79 @@
+"""What is bundled: weights that load, faces that come back on this machine, data to train on."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from model import Discriminator, Generator, default_channels
+from training.config import BUNDLED_FACES
+from training.release import BUNDLED_COUNT, GOLDEN_PSI, GOLDEN_SEEDS, draw, golden_name, store
+
+ASSETS = ROOT / "assets"
+MAX_WEIGHTS = 25 * 1024**2
+
+
+def test_golden_faces_come_back():
+    """The page's promise: a seed of this revision is this face, on whatever machine."""
+    G = Generator.from_pretrained(ASSETS / "generator")
+    for seed, pixels in zip(GOLDEN_SEEDS, draw(G, GOLDEN_SEEDS, GOLDEN_PSI), strict=True):
+        golden = np.array(Image.open(ASSETS / "samples" / golden_name(seed)))
+        assert golden.shape == pixels.squeeze().shape
+        assert np.abs(golden.astype(int) - pixels.squeeze()).max() <= 1, seed
+        assert golden.std() > 20  # a picture, not a blank
+
+
+def test_bundled_critic_tells_faces_apart():
+    G = Generator.from_pretrained(ASSETS / "generator")
+    D = Discriminator.from_pretrained(ASSETS / "discriminator")
+    faces = torch.from_numpy(np.stack(list(draw(G, range(16), 1.0)))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        scores = D(faces / 127.5 - 1)
+    assert torch.isfinite(scores).all()
+    assert scores.std() > 0.1
+
+
+def test_sizes_and_card():
+    for name in ("generator", "discriminator"):
+        assert (ASSETS / name / "model.safetensors").stat().st_size < MAX_WEIGHTS
+    card = (ASSETS / "generator" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "no licence" in card
+    with zipfile.ZipFile(BUNDLED_FACES) as file:
+        assert len(file.namelist()) == BUNDLED_COUNT
+
+
+def test_a_fresh_clone_trains_with_no_data_given(tmp_path):
+    env = os.environ | {"KAOGAN_CACHE": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
+    flags = ["--out", str(tmp_path / "run"), "--total-kimg", "0.032", "--metric-samples", "0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    done = subprocess.run(
+        [*launch, "train.py", *flags],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "point --data at a folder of your own" in done.stdout
+    assert f"{BUNDLED_COUNT:,} pictures" in done.stdout
+    assert (tmp_path / "run" / "generator" / "model.safetensors").exists()
+
+
+def test_storage_narrows_only_where_pixels_stay(tmp_path):
+    torch.manual_seed(0)
+    G = Generator(16, default_channels(16, 128, 16), z_dim=8, w_dim=8).eval()
+    store(G, tmp_path / "narrow")
+    assert json.loads((tmp_path / "narrow" / "config.json").read_text())["resolution"] == 16
+    with torch.no_grad():
+        G.blocks["16"].to_rgb.weight.mul_(300)  # now 16 bits are too coarse
+    store(G, tmp_path / "wide")
+    sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("narrow", "wide")]
+    assert sizes[1] > 1.6 * sizes[0]
