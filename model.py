@@ -178,6 +178,10 @@ class KaoganModel(
         if not Path(path_or_repo).is_dir():  # of the same commit, even if the branch has moved on
             revision = config.parents[len(Path(subfolder).parts)].name
         weights = _fetch(*place, WEIGHTS_NAME, revision, limit, **access)
+        if (size := weights.stat().st_size) > limit:  # its header alone could fill the memory
+            raise ModelError(
+                f"{weights} is {size:,} bytes large, where at most {limit:,} can be right"
+            )
         state = read_weights(weights, network.state_dict())
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval()

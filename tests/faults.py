@@ -102,6 +102,7 @@ def watch(report: str, folder: str, task: str, *arguments: Any) -> None:
     """
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, 4 * 2**30))  # a bomb hits nobody else
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is counted from here on
     outside: list[str] = []
     changing = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink"}
     changing |= {"os.truncate", "os.chmod", "os.system", "subprocess.Popen", "socket.connect"}
@@ -114,7 +115,6 @@ def watch(report: str, folder: str, task: str, *arguments: Any) -> None:
             outside.append(f"{event} {values}")
 
     sys.addaudithook(hook)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is ours
     started, before = time.process_time(), memory("VmRSS")
     try:
         found = f"{globals()[task](*arguments)}"

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from training.augment import parse_policy
 from training.losses import OBJECTIVES
 from training.metrics import FEATURES
 
+MAX_FILE_BYTES = 64 * 1024  # of a file of settings
 SECRETS = ("hub_token",)  # never written to a file nor shown
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
 
@@ -175,7 +177,7 @@ def flag(name: str) -> str:
 
 def _check(name: str, value: Any, choices: tuple) -> None:
     """Check one value's type against the annotation, and its choices."""
-    shown = "that" if name in SECRETS else f"{value!r:.80}"
+    shown = "that" if name in SECRETS else reprlib.repr(value)[:80]  # YAML may nest without end
     expected = get_type_hints(TrainConfig)[name]
     plain = get_origin(expected) or expected
     fits = isinstance(value, plain) and not (isinstance(value, bool) and plain is not bool)
@@ -224,7 +226,11 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"--config {path} is over {MAX_FILE_BYTES // 1024} KiB; shorten it")
+        text = data.decode("utf-8")
         if path.suffix == ".json":
             values = json.loads(text)
         elif path.suffix in (".yaml", ".yml"):
@@ -239,7 +245,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # yaml's and json's own families of errors
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--config {path} cannot be read: {first}") from error
+        raise ConfigError(f"--config {path} cannot be read: {first:.300}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} must hold names and values, like batch_size: 32")
     return {str(k).replace("-", "_"): v for k, v in values.items()}
