@@ -267,7 +267,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; {_offer(path)}") from error
+        raise CheckpointError(f"{path} cannot be read: {error!s:.200}; {_offer(path)}") from error
 
 
 def is_whole(path: Path) -> bool:

@@ -162,7 +162,7 @@ def _glob(root: Path, pattern: str) -> Iterator[Path]:
             if path.is_dir():
                 yield from path.rglob("*")
     except ValueError as error:  # such as "**.png"
-        raise DataError(f"{root / pattern} is no pattern ({error}): mend it") from error
+        raise DataError(f"{root / pattern} is no pattern ({_say(error)}): mend it") from error
 
 
 def _is_wanted(name: str, nested_table: bool) -> bool:
@@ -190,7 +190,7 @@ def _entries(root: Path, path: Path, group: str) -> Iterator[_Entry]:
         raise
     except Exception as error:  # a damaged directory raises much besides BadZipFile
         raise DataError(
-            f"{path} is not a readable zip file ({error}): download it or build it again"
+            f"{path} is not a readable zip file ({_say(error)}): download it or build it again"
         ) from error
     _refuse_bomb(path, infos.values())
     for name, info in sorted(infos.items()):
@@ -281,7 +281,9 @@ def _read_table(entry: _Entry, wanted: set[str]) -> tuple[list[str], dict[str, b
     except DataError:
         raise
     except Exception as error:  # of the disk, of zipfile, or no UTF-8
-        raise DataError(f"{where} cannot be read as UTF-8 text ({error}): save it anew") from error
+        raise DataError(
+            f"{where} cannot be read as UTF-8 text ({_say(error)}): save it anew"
+        ) from error
 
 
 def _parse_table(data: bytes, wanted: set[str], where: str) -> tuple[list[str], dict[str, bytes]]:
@@ -358,13 +360,20 @@ def _read_labels(pictures: list[_Entry], tables: list[_Entry]) -> _Labels:
 # ---------------------------------------------------------------- decoding
 
 
+def _say(error: Exception) -> str:
+    """Return what an error says, cut short: some repeat a file's bytes."""
+    return f"{error}".split("\n")[0][:200]
+
+
 @lru_cache(maxsize=4)
 def _open_zip(path: str) -> zipfile.ZipFile:
     """Open a zip once per process rather than once per picture."""
     try:
         return zipfile.ZipFile(_ZipReader(path))
     except Exception as error:  # it could be opened a moment ago
-        raise DataError(f"{path} changed while it was packed ({error}): start again") from error
+        raise DataError(
+            f"{path} changed while it was packed ({_say(error)}): start again"
+        ) from error
 
 
 def _read(entry: _Entry) -> bytes:
