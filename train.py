@@ -42,6 +42,7 @@ from training.run import Run, TrainingError, build, minutes
 from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
 
 LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
+STOPPED = "stopped by"  # how the reason begins where a signal ended the run
 AGREE_STEPS = 10  # steps between two agreements of several processes on whether to stop
 
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
@@ -248,7 +249,7 @@ def stop_reason(run: Run) -> str:
     several = run.accelerator.num_processes > 1
     if several and (run.nimg // run.config.batch_size) % AGREE_STEPS:
         return ""
-    reason = f"stopped by {run.stop_signal}" if run.stop_signal else ""
+    reason = f"{STOPPED} {run.stop_signal}" if run.stop_signal else ""
     if run.config.max_minutes and minutes(run) >= run.config.max_minutes:
         reason = reason or "max-minutes reached"
     if several:  # the first that any of them has
@@ -320,7 +321,8 @@ def finish(run: Run, reason: str) -> None:
         if run.accelerator.is_main_process:
             save_grid(fakes, run.folder / f"grid-psi{psi:g}.png")
     save(run)
-    measure(run)
+    if not reason.startswith(STOPPED):  # whoever stops a run is not kept waiting
+        measure(run)
     write_card(run)
     push(run, tag=f"kimg-{kimg_text(run.nimg / 1000)}")
     run.accelerator.print(

@@ -320,12 +320,14 @@ def test_kinds_of_parallelism_that_a_gan_cannot_use(bench, kind):
 
 
 def test_sigterm_saves_and_says_so(bench, tmp_path):
-    child = bench.start("run", "--total-kimg", "1000", "--snapshot-ticks", "100000")
+    flags = ["--snapshot-ticks", "100000", "--metric-samples", "1000000"]
+    child = bench.start("run", "--total-kimg", "1000", *flags)
     stats = tmp_path / "run" / "stats.jsonl"
     child.wait_until(lambda: stats.exists() and len(stats.read_text().splitlines()) >= 3)
     os.kill(child.process.pid, signal.SIGTERM)
     assert child.wait() == 0, child.printed()
     assert "stopped by SIGTERM" in child.printed()
+    assert not (tmp_path / "run" / "metrics.json").exists()  # nobody is kept waiting for it
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
     status, printed = bench.run("run", "--resume", "latest", "--max-minutes", "0.001")
     assert status == 0, printed
