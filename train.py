@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> Path:
                 g_step(run)
                 run.nimg += config.batch_size
                 update_ema(run)
-                bar.update(config.batch_size / 1000)
+                bar.update(min(config.batch_size / 1000, bar.total - bar.n))  # no more than whole
                 if tick_due(run):
                     tick(run, bar)
         finish(run, reason)
