@@ -297,6 +297,7 @@ def test_a_click_on_the_wall_takes_its_face(page: Page, url: str, studio: Studio
     page.click("#turn button:first-child")
     page.wait_for_selector('#wall img[alt="24"]')
     page.click("#turn button:first-child")
+    page.wait_for_selector('#wall img[alt="0"]')  # a click is not taken while one is answered
     page.click("#turn button:first-child")  # before the first page comes the last, which is short
     page.wait_for_selector(f'#wall img[alt="{SEED_MAX}"]')
     expect(page.locator("#wall img")).to_have_count(16)

@@ -77,3 +77,11 @@ def test_storage_narrows_only_where_pixels_stay(tmp_path):
     store(G, tmp_path / "wide")
     sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("narrow", "wide")]
     assert sizes[1] > 1.6 * sizes[0]
+
+
+def test_drawing_leaves_gradients_on_between_faces():
+    G = Generator(8, (16, 16), z_dim=4, w_dim=4)
+    faces = draw(G, range(3), 1.0)
+    next(faces)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()

@@ -46,8 +46,9 @@ def draw(G: Generator, seeds: Sequence[int], psi: float) -> Iterator[np.ndarray]
     """Yield the faces of seeds, uint8 `[H, W, C]`."""
     for start in range(0, len(seeds), 32):
         z = latents_from_seeds(seeds[start : start + 32], G.z_dim)
-        with torch.inference_mode():
-            yield from quantise(G(z, psi)).permute(0, 2, 3, 1).numpy()
+        with torch.inference_mode():  # left before the yield: it would reach the caller
+            faces = quantise(G(z, psi)).permute(0, 2, 3, 1).numpy()
+        yield from faces
 
 
 def largest_step(a: Generator, b: Generator) -> int:
