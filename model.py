@@ -818,6 +818,11 @@ NETWORKS: dict[str, type[KaoganModel]] = {
 }
 
 
+def quantise(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] (beyond: clamped) to uint8 of the same shape, 0 … 255."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep large freed blocks instead of giving them back to the system.
 

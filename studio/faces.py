@@ -171,8 +171,7 @@ class Studio:
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """Quantise images `[N, C, H, W]` in [-1, 1] (beyond: clamped) to uint8 `[N, H, W, C]`."""
-    levels = ((images + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+    return model.quantise(images).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def first_paragraph(card: str) -> str:

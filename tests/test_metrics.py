@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import quantise
 from training import metrics
 from training.metrics import (
     FEATURES,
@@ -28,7 +29,6 @@ from training.metrics import (
     kernel_distance,
     nearest_neighbours,
     precision_recall,
-    quantise,
     real_features,
     real_images,
 )

@@ -36,6 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model import quantise
+
 CACHE_VERSION = 1  # raise it when an extractor's numbers change
 CHUNK_VALUES = 2**24  # values of a distance or kernel matrix held at once: 64 MiB of float32
 NEIGHBOURS = 3  # k of precision and recall
@@ -322,11 +324,6 @@ def build_extractor(name: str, *, device: str | torch.device = "cpu", **options:
 
 # ------------------------------------------------------------------------------------------
 # Images → features
-
-
-def quantise(images: Tensor) -> Tensor:
-    """Float images in [-1, 1] → uint8 of the same shape, rounded and clipped."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def real_images(images: np.ndarray, rows: np.ndarray, batch_size: int = 64) -> Iterator[Tensor]:

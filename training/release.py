@@ -30,9 +30,9 @@ from model import (
     ModelError,
     keep_freed_memory,
     latents_from_seeds,
+    quantise,
 )
 from training.config import BUNDLED_FACES
-from training.metrics import quantise
 
 GRID_SIDE = 10  # faces along each side of a sample grid
 GRID_PSIS = (1.0, 0.7, 0.5)

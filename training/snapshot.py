@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from model import latents_from_seeds
+from model import latents_from_seeds, quantise
 from training.checkpoint import save_checkpoint
 from training.evaluate import score
-from training.metrics import quantise
 from training.publish import make_card, take_snapshot
 from training.run import Run, TrainingError, minutes
 
