@@ -51,6 +51,7 @@ LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slope 0.2, nearly
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_RESOLUTION = 1024  # px
+PATCHES = (1, 2, 4)  # px
 MAX_CHANNELS = 2048
 MAX_LATENT = 4096
 
@@ -475,9 +476,9 @@ class ToRGB(nn.Module):
         return F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight, self.bias)
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Double height and width bilinearly."""
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+def upsample(x: Tensor, factor: int = 2) -> Tensor:
+    """Enlarge height and width bilinearly."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 # ------------------------------------------------------------------------------------------
@@ -510,11 +511,22 @@ def count_levels(resolution: int) -> int:
     )
 
 
+def last_level(resolution: int, patch: int) -> int:
+    """Return the px of the last level of features, resolution / patch, else raise ModelError."""
+    if type(patch) is not int or patch not in PATCHES:
+        raise ModelError(f"patch must be one of {PATCHES}, not {patch!r:.40}")
+    if type(resolution) is not int or resolution % patch:
+        raise ModelError(f"resolution must be a multiple of patch {patch}, not {resolution!r:.40}")
+    if resolution > MAX_RESOLUTION:
+        raise ModelError(f"resolution must be at most {MAX_RESOLUTION} px, not {resolution!r:.40}")
+    return resolution // patch
+
+
 def _check_sizes(
-    resolution: int, channels: Sequence[int], img_channels: int, **dims: int
+    resolution: int, channels: Sequence[int], img_channels: int, patch: int, **dims: int
 ) -> tuple[int, ...]:
     """Validate constructor arguments that may come from a stranger's config.json."""
-    levels = count_levels(resolution)
+    levels = count_levels(last_level(resolution, patch))
     sizes = channels if isinstance(channels, list | tuple) else ()
     whole = all(type(c) is int and 1 <= c <= MAX_CHANNELS for c in sizes)
     if len(sizes) != levels or not whole:
@@ -551,23 +563,35 @@ class Mapping(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution of the generator: one or two styled convolutions, and a picture."""
+    """One resolution of the generator: one or two styled convolutions, and a picture.
+
+    With a `patch` of p, each place of the features paints p×p pixels of the picture (sub-pixel
+    convolution, Shi et al. 2016, arXiv 1609.05158).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, w_dim: int, img_channels: int, *, first: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        img_channels: int,
+        *,
+        first: bool,
+        patch: int = 1,
     ) -> None:
         super().__init__()
+        self.patch = patch
         self.conv0 = None if first else StyledConv(in_channels, out_channels, w_dim, up=True)
         self.conv1 = StyledConv(out_channels, out_channels, w_dim, up=False)
-        self.to_rgb = ToRGB(out_channels, img_channels, w_dim)
+        self.to_rgb = ToRGB(out_channels, img_channels * patch**2, w_dim)
 
     def forward(self, x: Tensor, rgb: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor]:
         """Take features, the smaller picture and this block's ws `[N, 1 or 2, w_dim]`."""
         if self.conv0 is not None:
             x = self.conv0(x, ws[:, 0])
         x = self.conv1(x, ws[:, -1])
-        picture = self.to_rgb(x, ws[:, -1])
-        return x, picture if rgb is None else upsample(rgb) + picture
+        picture = F.pixel_shuffle(self.to_rgb(x, ws[:, -1]), self.patch)
+        return x, picture if rgb is None else upsample(rgb, 2 * self.patch) + picture
 
 
 class Generator(
@@ -577,11 +601,13 @@ class Generator(
     """Style-based generator: z → w → a picture.
 
     Args:
-        resolution: height and width in px: 3, 4 or 6 times a power of two.
-        channels: width of each level, from the smallest (3, 4 or 6 px) up.
+        resolution: height and width in px: `patch` times 3, 4 or 6 times a power of two.
+        channels: width of each level, from the smallest (3, 4 or 6 px) up to resolution / patch.
         z_dim, w_dim: lengths of the latents.
         mapping_layers: depth of the mapping network.
         img_channels: 3 for RGB, 1 for grey.
+        patch: side in px of what one place of the last level paints: 1, 2 or 4. The costly last
+            levels are left out where it is more than 1.
     Raises:
         ModelError: sizes that are out of range or do not fit together.
     """
@@ -594,19 +620,21 @@ class Generator(
         w_dim: int = 128,
         mapping_layers: int = 2,
         img_channels: int = 3,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths = _check_sizes(
             resolution,
             channels,
             img_channels,
+            patch,
             z_dim=z_dim,
             w_dim=w_dim,
             mapping_layers=mapping_layers,
         )
         self.resolution, self.img_channels = resolution, img_channels
         self.z_dim, self.w_dim = z_dim, w_dim
-        base = resolution // 2 ** (len(widths) - 1)
+        base = resolution // patch // 2 ** (len(widths) - 1)
         self.num_ws = 2 * len(widths) - 1
         self.mapping_network = Mapping(z_dim, w_dim, mapping_layers)
         self.register_buffer("w_avg", torch.zeros(w_dim))
@@ -614,7 +642,12 @@ class Generator(
         self.blocks = nn.ModuleDict(
             {
                 str(base * 2**i): SynthesisBlock(
-                    widths[max(i - 1, 0)], width, w_dim, img_channels, first=i == 0
+                    widths[max(i - 1, 0)],
+                    width,
+                    w_dim,
+                    img_channels,
+                    first=i == 0,
+                    patch=patch if i == len(widths) - 1 else 1,
                 )
                 for i, width in enumerate(widths)
             }
@@ -687,6 +720,7 @@ class Discriminator(KaoganModel):
         resolution, channels, img_channels: as `Generator` takes them, smallest level first.
         group_size: pictures that minibatch statistics look at together (Karras et al. 2018,
             arXiv 1710.10196); groups are consecutive, so a batch split over processes keeps them.
+        patch: side in px of the squares that the first layer takes in as one place: 1, 2 or 4.
     Raises:
         ModelError: sizes that are out of range or do not fit together.
     """
@@ -697,12 +731,14 @@ class Discriminator(KaoganModel):
         channels: Sequence[int] = (192, 192, 96, 48, 32),
         img_channels: int = 3,
         group_size: int = 4,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        widths = _check_sizes(resolution, channels, img_channels, group_size=group_size)
+        widths = _check_sizes(resolution, channels, img_channels, patch, group_size=group_size)
         self.resolution, self.img_channels, self.group_size = resolution, img_channels, group_size
-        base = resolution // 2 ** (len(widths) - 1)
-        self.from_rgb = EqualConv2d(img_channels, widths[-1], 1, act=True)
+        self.patch = patch
+        base = resolution // patch // 2 ** (len(widths) - 1)
+        self.from_rgb = EqualConv2d(img_channels * patch**2, widths[-1], 1, act=True)
         self.blocks = nn.ModuleDict(
             {
                 str(base * 2**i): DiscriminatorBlock(widths[i], widths[i - 1])
@@ -715,6 +751,7 @@ class Discriminator(KaoganModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to logits `[N]`; N a multiple of group_size."""
+        images = F.pixel_unshuffle(images, self.patch)
         x = self.from_rgb(images.contiguous(memory_format=torch.channels_last))
         for block in self.blocks.values():
             x = block(x)

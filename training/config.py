@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from model import PATCHES
 from training.augment import parse_policy
 from training.losses import OBJECTIVES
 from training.metrics import FEATURES
@@ -56,6 +57,10 @@ class TrainConfig:
     w_dim: int = setting(128, "length of w")
     mapping_layers: int = setting(2, "depth of the mapping network")
     group_size: int = setting(4, "pictures whose statistics D sees together")
+    patch: int = setting(1, "px of a side that one place of G's last level paints", PATCHES)
+    init_from: str = setting(
+        "", "folder or Hub repository whose generator/ and discriminator/ give first weights"
+    )
 
     # Objective
     objective: str = setting("bce", "loss of G and D", tuple(OBJECTIVES))

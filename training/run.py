@@ -33,15 +33,18 @@ from model import (
     ArticleGenerator,
     Discriminator,
     Generator,
+    ModelError,
     count_parameters,
     default_channels,
     keep_freed_memory,
+    last_level,
 )
 from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
 from training.metrics import build_extractor
 from training.publish import Publisher, PublishError
+from training.transfer import init_from
 
 
 class TrainingError(RuntimeError):
@@ -99,6 +102,8 @@ def build(config: TrainConfig) -> Run:
     faces = pack_faces(config, accelerator)
     torch.manual_seed(config.seed)
     G, D = NETWORKS[config.networks](config)
+    if config.init_from and not checkpoint:
+        accelerator.print(init_from(config.init_from, G, D))
     G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()
     betas = (float(config.beta1), float(config.beta2))
@@ -261,7 +266,11 @@ def open_publisher(config: TrainConfig, accelerator: Accelerator) -> Publisher |
 
 def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
     """Make the style-based generator and the residual critic."""
-    widths = default_channels(config.resolution, config.channel_base, config.channel_max)
+    try:
+        level = last_level(config.resolution, config.patch)
+    except ModelError as error:
+        raise ConfigError(f"--resolution and --patch: {error}") from error
+    widths = default_channels(level, config.channel_base, config.channel_max)
     G = Generator(
         resolution=config.resolution,
         channels=widths,
@@ -269,12 +278,14 @@ def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
         w_dim=config.w_dim,
         mapping_layers=config.mapping_layers,
         img_channels=config.img_channels,
+        patch=config.patch,
     )
     D = Discriminator(
         resolution=config.resolution,
         channels=widths,
         img_channels=config.img_channels,
         group_size=config.group_size,
+        patch=config.patch,
     )
     return G, D
 
