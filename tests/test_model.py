@@ -94,6 +94,28 @@ def test_other_resolutions_are_refused(resolution):
         default_channels(resolution, 128, 32)
 
 
+@pytest.mark.parametrize(("resolution", "patch"), [(64, 2), (64, 4), (24, 2), (128, 4)])
+def test_a_patch_leaves_out_the_last_levels(resolution, patch):
+    widths = default_channels(resolution // patch, 256, 16)
+    G = Generator(resolution, widths, z_dim=8, w_dim=8, patch=patch)
+    D = Discriminator(resolution, widths, patch=patch)
+    images = G(torch.randn(4, 8))
+    assert images.shape == (4, 3, resolution, resolution)
+    assert D(images).shape == (4,)
+    whole = Generator(resolution // patch, widths, z_dim=8, w_dim=8)
+    assert G.num_ws == whole.num_ws
+    assert list(G.blocks) == list(whole.blocks)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "patch"), [(64, 3), (64, True), (66, 4), (40, 2), (2048, 2), (64, "2")]
+)
+def test_other_patches_are_refused(resolution, patch):
+    for kind in (Generator, Discriminator):
+        with pytest.raises(ModelError, match="patch|resolution"):
+            kind(resolution, (16, 16, 16, 16), patch=patch)
+
+
 def test_grey():
     G = Generator(resolution=8, channels=(16, 16), z_dim=8, w_dim=8, img_channels=1)
     D = Discriminator(resolution=8, channels=(16, 16), img_channels=1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -334,6 +335,24 @@ def test_sigterm_saves_and_says_so(bench, tmp_path):
     assert "max-minutes reached" in printed
 
 
+def test_a_run_starts_from_another_runs_networks(bench, tmp_path):
+    status, printed = bench.run("small", "--total-kimg", "0.064")
+    assert status == 0, printed
+    source = str(tmp_path / "small")
+    larger = ["--resolution", "32", "--patch", "2", "--init-from", source]
+    status, printed = bench.run("large", "--total-kimg", "0.064", *larger)
+    assert status == 0, printed
+    taken = re.search(r"tensors taken: G (\d+) of (\d+), D (\d+) of (\d+)\.", printed)
+    assert taken, printed
+    assert taken[1] == taken[2]
+    assert taken[3] == taken[4]
+    assert Generator.from_pretrained(tmp_path / "large" / "generator").resolution == 32
+    # A checkpoint wins over --init-from: going on is not starting again.
+    status, printed = bench.run("large", "--total-kimg", "0.128", *larger, "--resume", "latest")
+    assert status == 0, printed
+    assert "Starting from" not in printed
+
+
 def test_a_loss_that_is_no_number_stops_the_run(bench, tmp_path):
     status, printed = bench.run("run", "--total-kimg", "0.064")
     assert status == 0, printed
@@ -353,6 +372,8 @@ def test_a_loss_that_is_no_number_stops_the_run(bench, tmp_path):
         (["--resolution", "20"], "resolution must be 3, 4 or 6 times"),
         (["--resume", "latest"], "holds no checkpoint"),
         (["--networks", "article"], "draws 96 px RGB only"),
+        (["--patch", "4", "--resolution", "18"], "multiple of patch 4"),
+        (["--init-from", "nowhere/at all"], "neither a folder nor a Hub repository"),
     ],
 )
 def test_faults_get_one_sentence(bench, flags, words):

@@ -2,10 +2,11 @@
 
     taken = take_over(G, Generator.from_pretrained("assets/generator"))
 
-Every tensor of the same name and shape is taken. Where only the patch differs (the px that one place
-of the last level paints or takes in), the layer next to the picture is converted, so that the new
-network draws the old one's picture enlarged and judges it by its reduction. A level that the old
-generator lacks starts with a picture layer of zero: the first pictures are the old ones, enlarged.
+Every tensor of the same name and shape is taken. Where only the patch differs (the px that one
+place of the last level paints or takes in), the layer next to the picture is converted, so that the
+new network draws the old one's picture enlarged and judges it by its reduction. A level that the
+old generator lacks starts with a picture layer of zero: the first pictures are the old ones,
+enlarged.
 """
 
 from __future__ import annotations

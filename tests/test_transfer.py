@@ -1,0 +1,96 @@
+"""Starting from trained networks: what is taken, what is converted, what is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import ArticleGenerator, Discriminator, Generator, ModelError, latents_from_seeds
+from training.config import make_config
+from training.run import kaogan_networks
+from training.transfer import init_from, open_pair, take_over
+
+WIDTHS = (32, 16, 16)  # of 4, 8 and 16 px
+
+
+@pytest.fixture
+def z():
+    return latents_from_seeds(range(8), 12)
+
+
+def make_generator(resolution=16, widths=WIDTHS, **options):
+    network = Generator(resolution, widths, z_dim=12, w_dim=20, **options)
+    return network.requires_grad_(False).eval()
+
+
+def test_the_same_sizes_are_taken_whole(z):
+    old, new = make_generator(), make_generator()
+    assert take_over(new, old) == (len(old.state_dict()),) * 2
+    assert torch.equal(new(z), old(z))
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_patch_draws_and_judges_what_was_drawn_and_judged(z, patch):
+    old_G, old_D = make_generator(), Discriminator(16, WIDTHS)
+    G = make_generator(16 * patch, patch=patch)
+    D = Discriminator(16 * patch, WIDTHS, patch=patch)
+    assert take_over(G, old_G) == (len(old_G.state_dict()),) * 2
+    assert take_over(D, old_D) == (len(old_D.state_dict()),) * 2
+    with torch.no_grad():
+        torch.testing.assert_close(F.avg_pool2d(G(z), patch), old_G(z), rtol=0, atol=0.02)
+        images = old_G(z)
+        enlarged = images.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        torch.testing.assert_close(D(enlarged), old_D(images))
+
+
+def test_a_patch_is_given_up_again(z):
+    old = make_generator(32, patch=2)
+    new = make_generator()
+    take_over(new, old)
+    torch.testing.assert_close(new(z), F.avg_pool2d(old(z), 2), rtol=0, atol=0.02)
+
+
+def test_a_larger_generator_starts_with_the_enlarged_picture(z):
+    old, new = make_generator(), make_generator(32, (*WIDTHS, 16))
+    taken, of = take_over(new, old)
+    assert taken == len(old.state_dict()) < of
+    larger = F.interpolate(old(z), scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(new(z) - new.blocks["32"].to_rgb.bias.view(1, -1, 1, 1), larger)
+
+
+def test_kinds_and_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ModelError, match="cannot start a Generator"):
+        take_over(make_generator(), ArticleGenerator())
+    other = Generator(12, (24, 8), z_dim=7, w_dim=9)
+    with pytest.raises(ModelError, match="no tensor"):
+        take_over(make_generator(), other)
+
+
+def test_a_run_and_a_generator_alone_are_found(tmp_path):
+    G, D = make_generator(), Discriminator(16, WIDTHS)
+    G.save_pretrained(tmp_path / "run" / "generator")
+    assert open_pair(str(tmp_path / "run"))[1] is None
+    assert open_pair(str(tmp_path / "run" / "generator"))[1] is None
+    D.save_pretrained(tmp_path / "run" / "discriminator")
+    assert isinstance(open_pair(str(tmp_path / "run"))[1], Discriminator)
+    with pytest.raises(ModelError, match="not a generator"):
+        open_pair(str(tmp_path / "run" / "discriminator"))
+    (tmp_path / "run" / "discriminator" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="safetensors"):
+        open_pair(str(tmp_path / "run"))
+
+
+def test_init_from_says_what_it_took(tmp_path):
+    config = make_config(
+        {"resolution": 32, "patch": 2, "channel_base": 256, "channel_max": 32, "z_dim": 12,
+         "w_dim": 20}
+    )  # fmt: skip
+    G, D = kaogan_networks(config)
+    small = make_config({**config.public(), "resolution": 16, "patch": 1})
+    old_G, old_D = kaogan_networks(small)
+    old_G.save_pretrained(tmp_path / "generator")
+    assert init_from(str(tmp_path), G, D).endswith("D none.")
+    old_D.save_pretrained(tmp_path / "discriminator")
+    line = init_from(str(tmp_path), G, D)
+    assert f"G {len(G.state_dict())} of {len(G.state_dict())}" in line
+    assert f"D {len(D.state_dict())} of {len(D.state_dict())}" in line
+    assert torch.equal(G.const, old_G.const)
