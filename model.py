@@ -653,6 +653,24 @@ class Generator(
             }
         )
 
+    @property
+    def layer_groups(self) -> dict[str, slice]:
+        """Which of the `num_ws` styles are coarse (pose, shape), middle (features), fine (colour).
+
+        Coarse are blocks up to 8 px and always the first one, middle those of 16 px (up to 32 px
+        where the last block has 128 or more), fine the rest. Small generators lack the last ones:
+        their slices are empty.
+        """
+        sizes = [int(size) for size in self.blocks]
+        middle = 32 if sizes[-1] >= 128 else 16
+        coarse_end = 2 * max(1, sum(size <= 8 for size in sizes)) - 1
+        middle_end = max(coarse_end, 2 * sum(size <= middle for size in sizes) - 1)
+        return {
+            "coarse": slice(0, coarse_end),
+            "middle": slice(coarse_end, middle_end),
+            "fine": slice(middle_end, self.num_ws),
+        }
+
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures.
 

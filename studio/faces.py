@@ -1,9 +1,11 @@
-"""Seeds → latents → images.
+"""Recipes → latents → images.
 
 from studio.faces import Studio
+from studio.recipe import Edit, Mix, Recipe
 
 studio = Studio.open()                              # the bundled generator
 faces = studio.draw([42, 43], psi=0.7)              # uint8 [2, H, W, C]
+face = studio.draw_recipes([Recipe(42, edits=(Edit("smile", 1.5), Edit("hair", "#3fa34d")))])[0]
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,32 +28,51 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 import model
-from model import KaoganModel, ModelError, latents_from_seeds, load_network
-from studio.recipe import DEFAULT_PSI, RecipeError, check_psi
+from model import Discriminator, KaoganModel, ModelError, load_network
+from studio.directions import DIRECTIONS_NAME, Directions, DirectionsError, read_directions
+from studio.drawing import DrawingQueue
+from studio.latents import list_faults, recipe_to_ws, recipe_to_z
+from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, check_psi
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
 
 
+NO_DIRECTIONS = "These weights have no directions file, so there are no sliders by name."
+
+
 class Studio:
     """A generator and what people should know about it; every method may be called by many
-    threads at once.
+    threads at once, and requests that arrive together share one forward pass.
 
     Attributes:
         G: the generator, in evaluation mode.
+        D: the discriminator that it was trained with, or None where only G is there.
         source: where its weights came from, for people.
         revision: first 12 hex digits of the SHA-256 of its `model.safetensors`.
         notice: "", or a sentence that says why other weights than the asked ones are in use.
+        directions: its sliders and colours, or None.
+        directions_notice: "", or a sentence that says why there are none.
     """
 
     def __init__(
-        self, G: KaoganModel, *, source: str, revision: str, notice: str = "", card: str = ""
+        self,
+        G: KaoganModel,
+        *,
+        source: str,
+        revision: str,
+        notice: str = "",
+        card: str = "",
+        D: Discriminator | None = None,
+        directions: Directions | None = None,
+        directions_notice: str = "",
     ) -> None:
-        self.G, self.source, self.revision, self.notice = G, source, revision, notice
+        self.G, self.D = G, D
+        self.source, self.revision, self.notice = source, revision, notice
+        self.directions = directions
+        self.directions_notice = directions_notice or ("" if directions else NO_DIRECTIONS)
         self._card = card
-        # One thread draws for everyone: OpenMP keeps a team of threads for each caller's thread,
-        # and 40 callers with a lock measured 1.6 times slower than one thread with a queue.
-        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")
+        self.drawing = DrawingQueue(self._render)
 
     @classmethod
     def open(
@@ -102,11 +124,16 @@ class Studio:
             )
             card = weights.parent / "README.md"
         source = "the bundled weights" if target == BUNDLED else str(target)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        directions, why = find_directions(weights.with_name(DIRECTIONS_NAME), G, digest)
         return cls(
             G,
+            D=find_discriminator(Path(target), G),
             source=f"{source} at {revision}" if revision else source,
-            revision=hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
+            revision=digest[:12],
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+            directions=directions,
+            directions_notice=why,
         )
 
     @property
@@ -139,34 +166,151 @@ class Studio:
             ValueError: a seed, psi or batch size out of range.
         """
         batches = list(self.draw_batches(seeds, psi, batch_size=batch_size))
-        empty = np.zeros((0, self.size, self.size, self.G.img_channels), np.uint8)
-        return np.concatenate([empty, *batches])
+        return np.concatenate([self._no_faces(), *batches])
 
     def draw_batches(
         self, seeds: Iterable[int], psi: float = DEFAULT_PSI, *, batch_size: int = 16
     ) -> Iterator[np.ndarray]:
         """Yield what `draw` returns, at most `batch_size` faces at a time, as they are drawn."""
         psi = check_psi(psi)
+        recipes = (Recipe(model.check_seed(seed), psi) for seed in seeds)
+        return self._stream(recipes, batch_size, self._latents)
+
+    def draw_recipes(self, recipes: Iterable[Recipe], *, batch_size: int = 16) -> np.ndarray:
+        """Draw one face for each recipe, as `draw` does for seeds.
+
+        Raises:
+            RecipeError: a recipe that this generator cannot draw; one clear sentence.
+        """
+        batches = list(self.recipe_batches(recipes, batch_size=batch_size))
+        return np.concatenate([self._no_faces(), *batches])
+
+    def recipe_batches(
+        self, recipes: Iterable[Recipe], *, batch_size: int = 16
+    ) -> Iterator[np.ndarray]:
+        """Yield what `draw_recipes` returns, at most `batch_size` faces at a time."""
+        return self._stream(map(self.check, recipes), batch_size, self._latents)
+
+    def draw_ws(self, ws: Tensor, *, batch_size: int = 16) -> np.ndarray:
+        """Draw ws `[N, num_ws, w_dim]` as uint8 `[N, H, W, C]`."""
+        return np.concatenate([self._no_faces(), *self.ws_batches(ws, batch_size=batch_size)])
+
+    def ws_batches(self, ws: Iterable[Tensor], *, batch_size: int = 16) -> Iterator[np.ndarray]:
+        """Yield what `draw_ws` returns; ws may also come one by one, each `[num_ws, w_dim]`.
+
+        Raises:
+            RecipeError: ws of another shape, or a generator without w.
+        """
+        return self._stream(map(self._check_ws, ws), batch_size, torch.stack)
+
+    def ws(self, recipes: Iterable[Recipe]) -> Tensor:
+        """Return the ws `[N, num_ws, w_dim]` of recipes, everything in them applied.
+
+        Raises:
+            RecipeError: a recipe that cannot be drawn, or a generator without w.
+        """
+        if not self.G.num_ws:
+            raise RecipeError("this generator has no w")
+        checked = [self.check(recipe) for recipe in recipes]
+        if not checked:
+            return torch.zeros(0, self.G.num_ws, self.G.w_dim)
+        return self.drawing.run(partial(self._latents, checked)).clone()  # a tensor like any other
+
+    def check(self, recipe: Recipe) -> Recipe:
+        """Return a recipe that this generator can draw, or raise RecipeError with a sentence."""
+        for _, _, fault in self._faults(recipe):
+            raise RecipeError(fault)
+        return recipe
+
+    def usable(self, recipe: Recipe) -> tuple[Recipe, str]:
+        """Return what of a recipe this generator can draw, and sentences about the rest, or ""."""
+        sentences = []
+        fields: dict[str, Any] = {n: getattr(recipe, n) for n in ("mix", "edits", "vary", "w")}
+        for name, entry, fault in self._faults(recipe):
+            sentences.append(f"{fault[0].upper()}{fault[1:]}.")
+            whole = type(recipe).__dataclass_fields__[name].default
+            left = tuple(e for e in fields[name] if e != entry) if entry else whole
+            fields[name] = left
+        return replace(recipe, **fields), " ".join(dict.fromkeys(sentences))
+
+    def _faults(self, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+        """Yield what this generator cannot draw of a recipe: field, entry, sentence."""
+        return list_faults(self.G, self.directions, self.directions_notice, recipe)
+
+    def _check_ws(self, ws: Tensor) -> Tensor:
+        """Return one face's ws `[num_ws, w_dim]`, or raise RecipeError."""
+        if not self.G.num_ws:
+            raise RecipeError("this generator has no w")
+        if tuple(ws.shape) != (self.G.num_ws, self.G.w_dim):
+            raise RecipeError(
+                f"ws of one face are [{self.G.num_ws}, {self.G.w_dim}] here, not {list(ws.shape)}"
+            )
+        return ws.detach()
+
+    def _no_faces(self) -> np.ndarray:
+        """Return an array of no faces, `[0, H, W, C]`."""
+        return np.zeros((0, self.size, self.size, self.G.img_channels), np.uint8)
+
+    def _stream(
+        self, items: Iterable[Any], batch_size: int, latents: Callable[[list[Any]], Tensor]
+    ) -> Iterator[np.ndarray]:
+        """Draw batch after batch, the next one while the caller works on the last."""
         if type(batch_size) is not int or not 1 <= batch_size <= MAX_BATCH:
             raise RecipeError(f"a batch holds 1 to {MAX_BATCH} faces, not {batch_size!r:.40}")
-        return self._stream(iter(seeds), psi, batch_size)
+        return self._draw_ahead(iter(items), batch_size, latents)
 
-    def _stream(self, seeds: Iterator[int], psi: float, batch_size: int) -> Iterator[np.ndarray]:
-        """Draw batch after batch, the next one while the caller works on the last."""
+    def _draw_ahead(
+        self, items: Iterator[Any], batch_size: int, latents: Callable[[list[Any]], Tensor]
+    ) -> Iterator[np.ndarray]:
+        """Yield batches; one is always being drawn."""
         ahead = None
-        while batch := list(islice(seeds, batch_size)):
-            z = latents_from_seeds(batch, self.G.z_dim)
-            started = self._drawing.submit(self._draw_batch, z, psi)
+        while batch := list(islice(items, batch_size)):
+            started = self.drawing.submit(len(batch), partial(latents, batch))
             if ahead is not None:
                 yield ahead.result()
             ahead = started
         if ahead is not None:
             yield ahead.result()
 
-    @torch.inference_mode()
-    def _draw_batch(self, z: Tensor, psi: float) -> np.ndarray:
-        """Draw z `[N, z_dim]` as uint8 `[N, H, W, C]`."""
-        return to_uint8(self.G(z, psi))
+    def _latents(self, recipes: list[Recipe]) -> Tensor:
+        """Return what the generator draws recipes from: ws, or z where it has no w.
+
+        Each recipe's are computed alone, so they do not depend on its neighbours to the last bit.
+        """
+        if self.G.num_ws:
+            return torch.stack([recipe_to_ws(self.G, r, self.directions) for r in recipes])
+        return torch.cat([recipe_to_z(self.G, r) * r.psi for r in recipes])
+
+    def _render(self, latents: Tensor) -> np.ndarray:
+        """Draw latents as uint8 `[N, H, W, C]`."""
+        draw = self.G.synthesis if self.G.num_ws else self.G
+        return to_uint8(draw(latents))
+
+
+def find_directions(path: Path, G: KaoganModel, digest: str) -> tuple[Directions | None, str]:
+    """Return the directions in a file and "", or None and a sentence that says why."""
+    if not path.is_file():
+        return None, NO_DIRECTIONS
+    try:
+        return read_directions(path, G, digest), ""
+    except DirectionsError as error:
+        logging.getLogger(__name__).warning("%s: %s", path, error)
+        return None, f"There are no sliders by name: {error}."
+
+
+def find_discriminator(folder: Path, G: KaoganModel) -> Discriminator | None:
+    """Return the discriminator in the folder beside a local generator's, where one fits."""
+    beside = folder.absolute().parent / "discriminator"
+    if not folder.is_dir() or not (beside / model.CONFIG_NAME).is_file():
+        return None
+    try:
+        D = load_network(beside)
+    except ModelError as error:
+        logging.getLogger(__name__).warning("no discriminator: %s", error)
+        return None
+    shape = (G.resolution, G.img_channels)
+    fits = isinstance(D, Discriminator) and (D.resolution, D.img_channels) == shape
+    return D if fits else None
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

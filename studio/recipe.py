@@ -1,15 +1,24 @@
 """A face's recipe: what must be kept to draw the same face again.
 
-Recipe ⇄ the query of an address (`?seed=42&psi=0.7&rev=…`), Recipe → the text inside a PNG.
+Recipe ⇄ the query of an address (`?seed=42&psi=0.7&mix=77@middle&rev=…`), ⇄ the text inside a PNG,
+⇄ JSON. All three hold the same names and the same short texts:
+
+    mix=77@middle,9@fine      layers taken over from other seeds
+    edit=smile:1.5,hair:3fa34d   sliders, in their units, and colours
+    vary=5:0.3                a step of radius 0.3 in w, in the direction that seed 5 names
+    between=77:0.5            half of the way to seed 77
+    w=…                       a latent that no seed has, as `studio.latents.encode_ws` writes it
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, Self
 from urllib.parse import urlencode
 
 import numpy as np
@@ -20,35 +29,206 @@ DEFAULT_PSI = 0.7  # truncation: good faces, still varied
 PSI_LIMIT = 2.0  # |psi| beyond this leaves what a generator can draw
 MAX_SEEDS = 1_000_000  # seeds that one list may name
 SEED_RULE = f"a seed is a whole number from 0 to {SEED_MAX}"
+GROUPS = ("coarse", "middle", "fine")
+MAX_PARTS = 8  # entries of one list
+MAX_EDIT = 10.0  # units of a slider; a directions file sets narrower ranges
+MAX_RADIUS = 2.0
+MAX_W_TEXT = 2732  # characters: 2,048 bytes in base64
+MAX_TEXT = 1024  # characters of any other part
+MAX_JSON = 8192  # bytes
+MAX_PNG = 10_000_000  # bytes
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+COLOUR = re.compile(r"#?([0-9a-f]{6})")
 
 
 class RecipeError(ValueError):
-    """A seed, psi or list of seeds that cannot be drawn; the message is for people."""
+    """A recipe or list of seeds that cannot be drawn; the message is for people."""
+
+
+# ------------------------------------------------------------------------------------------
+# Parts
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The layers of one group taken over from another seed: `77@middle`."""
+
+    seed: int
+    group: str  # one of GROUPS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+        if self.group not in GROUPS:
+            raise RecipeError(
+                "a mix is SEED@GROUP, such as 77@middle; groups are coarse, middle, fine"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.seed}@{self.group}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `77@middle`."""
+        seed, _, group = text.partition("@")
+        return cls(read_seed(seed), group)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One slider's position, or a colour: `smile:1.5`, `hair:3fa34d`.
+
+    Args:
+        name: of a slider or, with a colour, of a part of the face.
+        value: -10 … 10 in the slider's units, 0 changes nothing; or "#rrggbb".
+    """
+
+    name: str
+    value: float | str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or len(self.name) > 40 or not NAME.fullmatch(self.name):
+            raise RecipeError("the name of an edit is written in a-z, 0-9 and -, such as long-hair")
+        object.__setattr__(self, "value", self._check_value())
+
+    def _check_value(self) -> float | str:
+        """Return the value as a float or as "#rrggbb"."""
+        if isinstance(self.value, str):
+            match = COLOUR.fullmatch(self.value[:8].lower())
+            if match is None:
+                raise RecipeError(f"a colour for {self.name} is written like #3fa34d")
+            return f"#{match[1]}"
+        return check_number(self.value, -MAX_EDIT, MAX_EDIT, f"{self.name} takes a number")
+
+    def __str__(self) -> str:
+        value = self.value
+        return f"{self.name}:{value[1:] if isinstance(value, str) else number_text(value)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `smile:1.5` or `hair:3fa34d`; also with = for the colon.
+
+        Six hexadecimal digits are a colour: no number of the range is written like that.
+        """
+        name, _, value = text.replace("=", ":", 1).partition(":")
+        if not value:
+            raise RecipeError(
+                "an edit is NAME:NUMBER or NAME:COLOUR, such as smile:1.5, hair:3fa34d"
+            )
+        is_colour = value.startswith("#") or COLOUR.fullmatch(value.lower())
+        return cls(name, value if is_colour else read_number(value))
+
+
+@dataclass(frozen=True)
+class Vary:
+    """A step in w around the face: `5:0.3`.
+
+    Args:
+        seed: names the direction.
+        radius: 0 … 2; 1 is as far as another face is from the average one.
+    """
+
+    seed: int
+    radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+        radius = check_number(self.radius, 0.0, MAX_RADIUS, "the radius of a variation is a number")
+        object.__setattr__(self, "radius", radius)
+
+    def __str__(self) -> str:
+        return f"{self.seed}:{number_text(self.radius)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `5:0.3`."""
+        seed, _, radius = text.partition(":")
+        return cls(read_seed(seed), read_number(radius))
+
+
+@dataclass(frozen=True)
+class Between:
+    """A share, 0 … 1, of the way to another seed: `77:0.5`."""
+
+    seed: int
+    share: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+        share = check_number(self.share, 0.0, 1.0, "the share of a way is a number")
+        object.__setattr__(self, "share", share)
+
+    def __str__(self) -> str:
+        return f"{self.seed}:{number_text(self.share)}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `77:0.5`."""
+        seed, _, share = text.partition(":")
+        return cls(read_seed(seed), read_number(share))
+
+
+RULES = {
+    "mix": "a mix is SEED@GROUP, such as 77@middle",
+    "edit": "an edit is NAME:NUMBER or NAME:COLOUR, such as smile:1.5",
+    "vary": "a variation is SEED:RADIUS, such as 5:0.3",
+    "between": "a face between two is SEED:SHARE, such as 77:0.5",
+    "w": "a latent is written in base64",
+}
+
+
+# ------------------------------------------------------------------------------------------
+# The recipe
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One face of a generator.
+    """One face of a generator; the only state there is. Equal faces have equal recipes: edits are
+    kept in the order of their names, mixes in that of their groups, and what changes nothing is
+    left out.
 
     Args:
         seed: 0 … 2³²−1; a whole float (42.0, as forms and JSON may send it) becomes an int.
         psi: truncation, -2 … 2; 0 is the average face, 1 the untouched one.
+        mix: at most 8; of several for one group the last one counts.
+        edits: at most 8; of several with one name the last one counts.
+        vary, between: or None.
+        w: a latent instead of the seed's, which then only names the face; psi acts on it too, so
+            a latent that is to stay as it was found goes with psi 1.
     Raises:
         RecipeError: anything else.
     """
 
     seed: int
     psi: float = DEFAULT_PSI
+    mix: tuple[Mix, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    vary: Vary | None = None
+    between: Between | None = None
+    w: str = ""
 
     def __post_init__(self) -> None:
-        seed = self.seed
-        if isinstance(seed, float | np.floating) and math.isfinite(seed) and seed == int(seed):
-            seed = int(seed)
-        try:
-            object.__setattr__(self, "seed", check_seed(seed))
-        except ValueError as error:
-            raise RecipeError(str(error)) from None
-        object.__setattr__(self, "psi", check_psi(self.psi))
+        mixes = {m.group: m for m in check_parts(self.mix, Mix, "mixes")}
+        edits = {e.name: e for e in check_parts(self.edits, Edit, "edits")}
+        vary, between = check_part(self.vary, Vary), check_part(self.between, Between)
+        values = {
+            "seed": whole_seed(self.seed),
+            "psi": check_psi(self.psi),
+            "mix": tuple(mixes[group] for group in GROUPS if group in mixes),
+            "edits": tuple(edits[name] for name in sorted(edits) if edits[name].value != 0),
+            "vary": vary if vary and vary.radius else None,
+            "between": between if between and between.share else None,
+            "w": check_w_text(self.w),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def texts(self) -> dict[str, str]:
+        """Return what addresses, PNGs and JSON share: names and short texts, defaults left out."""
+        lists = {"mix": self.mix, "edit": self.edits}
+        texts = {"seed": str(self.seed), "psi": psi_text(self.psi)}
+        texts |= {name: ",".join(map(str, parts)) for name, parts in lists.items() if parts}
+        ones = {"vary": self.vary, "between": self.between, "w": self.w}
+        return texts | {name: str(part) for name, part in ones.items() if part}
 
     def query(self, revision: str = "") -> str:
         """Return the query of an address that shows this face: `?seed=42&psi=0.7`.
@@ -56,59 +236,277 @@ class Recipe:
         A `revision` (first 12 hex digits of the weights' SHA-256) is added as `rev`, so that a
         page with other weights can say that its face is another one.
         """
-        values = {"seed": self.seed, "psi": psi_text(self.psi)}
-        return "?" + urlencode(values | ({"rev": revision} if revision else {}))
+        texts = self.texts() | ({"rev": revision} if revision else {})
+        return "?" + urlencode(texts, safe="@:,")
 
     def png_text(self, revision: str) -> dict[str, str]:
         """Return the keys and values that a PNG of this face carries as text."""
-        return {"seed": str(self.seed), "psi": psi_text(self.psi), "revision": revision}
+        return self.texts() | {"revision": revision}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as a JSON object: numbers for seed and psi, the address' texts else."""
+        return self.texts() | {"seed": self.seed, "psi": self.psi}
+
+    @classmethod
+    def from_json(cls, value: str | bytes | Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave, as an object or as its text; strict.
+
+        Raises:
+            RecipeError: too long, no JSON object, unknown keys, or anything that a recipe refuses.
+                The message repeats nothing of it.
+        """
+        found = load_json(value) if isinstance(value, str | bytes) else value
+        if not isinstance(found, Mapping) or "seed" not in found:
+            raise RecipeError("a recipe in JSON is an object with at least a seed")
+        if not set(found) <= {"seed", "psi", *RULES}:
+            raise RecipeError(f"a recipe in JSON holds only seed, psi, {', '.join(RULES)}")
+        parts, faults = {}, []
+        for name in RULES:
+            parts[name], fits = read_part(name, found.get(name, ""))
+            faults += [] if fits else [name]
+        if faults:
+            raise RecipeError(f"the {faults[0]} of this recipe cannot be used: {RULES[faults[0]]}")
+        seed, psi = found["seed"], found.get("psi", DEFAULT_PSI)
+        if isinstance(seed, str) or isinstance(psi, str):
+            raise RecipeError("seed and psi of a recipe in JSON are numbers")
+        try:
+            return cls(seed, psi, **as_fields(parts))
+        except RecipeError:
+            raise RecipeError(f"a recipe's {SEED_RULE}, its psi one from -2 to 2") from None
+
+
+def as_fields(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename parts from an address' words to a recipe's fields."""
+    return {("edits" if name == "edit" else name): part for name, part in parts.items()}
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse a short JSON text or raise RecipeError."""
+    if len(text) > MAX_JSON:
+        raise RecipeError(f"a recipe in JSON is at most {MAX_JSON:,} bytes long")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RecipeError("this is not valid JSON") from None
+
+
+# ------------------------------------------------------------------------------------------
+# Checks
+
+
+def whole_seed(seed: Any) -> int:
+    """Return a seed as an int, whole floats too, or raise RecipeError."""
+    if isinstance(seed, float | np.floating) and math.isfinite(seed) and seed == int(seed):
+        seed = int(seed)
+    try:
+        return check_seed(seed)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def check_number(value: Any, low: float, high: float, what: str) -> float:
+    """Return a number as a float of low … high, or raise RecipeError with a sentence."""
+    number = isinstance(value, int | float | np.integer | np.floating)
+    # NaN is not within bounds, and no integer is too long for the comparison.
+    if not number or isinstance(value, bool) or not low <= value <= high:
+        raise RecipeError(f"{what} from {low:g} to {high:g}, not {value!r:.60}")
+    return float(value) + 0.0  # -0.0 would be another text for the same face
 
 
 def check_psi(psi: Any, low: float = -PSI_LIMIT, high: float = PSI_LIMIT) -> float:
     """Return psi as a float of low … high, or raise RecipeError with a sentence."""
-    number = isinstance(psi, int | float | np.integer | np.floating) and not isinstance(psi, bool)
-    if not number or not low <= psi <= high:  # which NaN is not, and no integer is too long for
-        raise RecipeError(f"psi is a number from {low:g} to {high:g}, not {psi!r:.60}")
-    return float(psi) + 0.0  # -0.0 would be another file name for the same face
+    return check_number(psi, low, high, "psi is a number")
 
 
-def psi_text(psi: float) -> str:
-    """Write psi as shortly as it can be without changing it: `0.7`, `1`."""
-    return f"{psi:g}" if float(f"{psi:g}") == psi else repr(psi)
+def check_parts(parts: Any, kind: type, name: str) -> tuple[Any, ...]:
+    """Return a short list of parts of one kind as a tuple, or raise RecipeError."""
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, kind) for part in parts):
+        raise RecipeError(f"{name} are a list of {kind.__name__}")
+    if len(parts) > MAX_PARTS:
+        raise RecipeError(f"a recipe holds at most {MAX_PARTS} {name}, not {len(parts)}")
+    return tuple(parts)
+
+
+def check_part(part: Any, kind: type) -> Any:
+    """Return a part of one kind or None, or raise RecipeError."""
+    if part is not None and not isinstance(part, kind):
+        raise RecipeError(f"{kind.__name__.lower()} is a {kind.__name__} or None")
+    return part
+
+
+def check_w_text(w: Any) -> str:
+    """Return the text of a latent if it can be one, or raise RecipeError."""
+    if not isinstance(w, str) or not re.fullmatch(f"[A-Za-z0-9_-]{{0,{MAX_W_TEXT}}}", w):
+        raise RecipeError(f"w is at most {MAX_W_TEXT:,} letters, digits, - and _")
+    return w
+
+
+# ------------------------------------------------------------------------------------------
+# Texts
+
+
+def number_text(number: float) -> str:
+    """Write a number as shortly as it can be without changing it: `0.7`, `1`."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+
+
+psi_text = number_text
+
+
+def read_number(text: str) -> float:
+    """Read a decimal number of at most 40 characters."""
+    if not re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,3})?", text[:41]) or len(text) > 40:
+        raise RecipeError("this is no number")
+    try:
+        return float(text)
+    except ValueError:  # such as "" or "."
+        raise RecipeError("this is no number") from None
+
+
+def read_seed(text: str) -> int:
+    """Read a seed in decimal digits."""
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > SEED_MAX:
+        raise RecipeError(SEED_RULE)
+    return int(text)
+
+
+def read_part(name: str, text: Any) -> tuple[Any, bool]:
+    """Read one part's text; return what of it can be used, and whether that is all."""
+    if not isinstance(text, str) or len(text) > (MAX_W_TEXT if name == "w" else MAX_TEXT):
+        return empty_part(name), False
+    if not text:
+        return empty_part(name), True
+    if name in ("mix", "edit"):
+        return read_parts(text, Mix.parse if name == "mix" else Edit.parse)
+    read: dict[str, Callable[[str], Any]]
+    read = {"vary": Vary.parse, "between": Between.parse, "w": check_w_text}
+    try:
+        return read[name](text), True
+    except RecipeError:
+        return empty_part(name), False
+
+
+def empty_part(name: str) -> Any:
+    """Return what a recipe without this part holds."""
+    return {"mix": (), "edit": (), "w": ""}.get(name)
+
+
+def read_parts(text: str, read: Callable[[str], Any]) -> tuple[tuple[Any, ...], bool]:
+    """Read a list with commas; return its usable entries, and whether that is all."""
+    entries = text.split(",")
+    found = []
+    for entry in entries[:MAX_PARTS]:
+        try:
+            found.append(read(entry.strip()))
+        except RecipeError:
+            continue
+    return tuple(found), len(found) == len(entries)
 
 
 def recipe_from_query(
-    query: Mapping[str, str], fallback_seed: int, revision: str = ""
+    query: Mapping[str, str],
+    fallback_seed: int,
+    revision: str = "",
+    *,
+    psi_range: tuple[float, float] = (0.0, 1.0),
+    source: str = "address",
 ) -> tuple[Recipe, str]:
-    """Read `seed`, `psi` and `rev` from the query of an address that anyone may have typed.
+    """Read a recipe and `rev` from the query of an address that anyone may have typed.
 
     Args:
         query: names and values; a missing one is not a fault.
         fallback_seed: the face to show where no usable seed is given.
         revision: of the weights in use; another `rev` gets a sentence.
+        psi_range: what psi may be; the page's own slider goes from 0 to 1.
+        source: what the sentences call the place that the query came from.
     Returns:
-        the recipe, psi within 0 … 1, and a sentence about each part that could not be used,
-        or "". They never repeat what the address said.
+        the recipe, and a sentence about each part that could not be used, or "". They never
+        repeat what the address said.
     """
     seed, psi, faults = fallback_seed, DEFAULT_PSI, []
     if "seed" in query:
-        if re.fullmatch("[0-9]{1,10}", query["seed"]) and int(query["seed"]) <= SEED_MAX:
-            seed = int(query["seed"])
-        else:
+        try:
+            seed = read_seed(query["seed"])
+        except RecipeError:
             faults.append(
-                f"The seed in this address cannot be used ({SEED_RULE}), so here is another face."
+                f"The seed in this {source} cannot be used ({SEED_RULE}), so here is another face."
             )
     if "psi" in query:
         try:
-            psi = check_psi(float(query["psi"][:40]), 0, 1)
-        except ValueError:
+            psi = check_psi(read_number(query["psi"]), *psi_range)
+        except RecipeError:
+            low, high = psi_range
             faults.append(
-                f"The psi in this address cannot be used (psi is a number from 0 to 1), "
-                f"so here it is {DEFAULT_PSI}."
+                f"The psi in this {source} cannot be used (psi is a number from {low:g} to "
+                f"{high:g}), so here it is {DEFAULT_PSI}."
             )
+    parts = {}
+    for name, rule in RULES.items():
+        parts[name], fits = read_part(name, query.get(name, ""))
+        if not fits:
+            faults.append(f"The {name} in this {source} cannot all be used ({rule}).")
     if query.get("rev", revision) != revision:
-        faults.append("This address was made with other weights, so its face may differ here.")
-    return Recipe(seed, psi), " ".join(faults)
+        faults.append(f"This {source} was made with other weights, so its face may differ here.")
+    return Recipe(seed, psi, **as_fields(parts)), " ".join(faults)
+
+
+def recipe_from_png(
+    source: str | Path | IO[bytes], revision: str = ""
+) -> tuple[Recipe | None, str]:
+    """Read the recipe that a PNG carries as text; its pixels are never decoded.
+
+    Args:
+        source: a file that anyone may have made, or its path.
+        revision: of the weights in use.
+    Returns:
+        the recipe and sentences, as `recipe_from_query` gives them, psi within -2 … 2; None and
+        one sentence where the picture holds no usable seed.
+    """
+    try:
+        text = read_png_text(source)
+    except RecipeError as error:
+        return None, f"{error}"
+    if "seed" not in text:
+        return None, "This picture carries no recipe; only PNGs that were saved here do."
+    limits = (-PSI_LIMIT, PSI_LIMIT)
+    query = text | {"rev": text.get("revision", revision)}
+    recipe, line = recipe_from_query(query, 0, revision, psi_range=limits, source="picture")
+    if line.startswith("The seed"):
+        return None, f"The seed in this picture cannot be used ({SEED_RULE})."
+    return recipe, line
+
+
+def read_png_text(source: str | Path | IO[bytes]) -> dict[str, str]:
+    """Return the recipe's texts (and `revision`) in a PNG of at most 10 MB.
+
+    Raises:
+        RecipeError: no readable PNG, or a larger one; the message is a whole sentence.
+    """
+    from PIL import Image  # here: a recipe alone should not wait for it
+
+    try:
+        size = Path(source).stat().st_size if isinstance(source, str | Path) else measure(source)
+        if size > MAX_PNG:
+            raise RecipeError(f"A picture with a recipe has at most {MAX_PNG // 10**6} MB.")
+        with Image.open(source, formats=("PNG",)) as image:  # reads up to the pixels, not them
+            info = dict(image.info)
+    except RecipeError:
+        raise
+    except Exception:  # Pillow raises whatever its parsing stumbled on
+        raise RecipeError("This file is not a readable PNG, so it holds no recipe.") from None
+    known = ("seed", "psi", *RULES, "revision")
+    return {k: str(info[k])[: MAX_W_TEXT + 1] for k in known if isinstance(info.get(k), str)}
+
+
+def measure(file: IO[bytes]) -> int:
+    """Return an open file's size in bytes."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    return size
+
+
+# ------------------------------------------------------------------------------------------
+# Lists of seeds
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -1,0 +1,261 @@
+"""Named directions in w: read strictly from the file that `python -m training.directions` writes,
+applied as pure functions.
+
+`directions.safetensors` stands beside the generator's `model.safetensors` and names it by its
+SHA-256. Tensors, float32:
+
+    directions [K, num_ws, w_dim]          Δws of one slider unit
+    colour_map.PART [3, num_ws * w_dim], colour_bias.PART [3]    ws → the part's mean colour
+    colour_step.PART [3, num_ws, w_dim]    Δws that moves the colour by one unit of L, a, b
+
+Colours are CIE Lab (D65) divided by 100. Metadata: `format`, `generator` and `entries`, a JSON list
+of `{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model import Generator
+from studio.recipe import GROUPS, MAX_EDIT, NAME, Edit
+
+DIRECTIONS_NAME = "directions.safetensors"
+FORMAT = "kaogan-directions-1"
+KINDS = ("attribute", "principal", "closed-form")
+MAX_ENTRIES = 64
+MAX_PARTS = 4  # coloured parts of a face
+MAX_HEADER = 64 * 1024  # bytes
+COLOUR_ROUNDS = 3  # the prediction is renewed before each
+COLOUR_RADIUS = 0.6  # longest way of one edit through Lab / 100; black to white is 1
+KEYS = {"name", "kind", "low", "high", "step", "groups"}
+
+
+class DirectionsError(ValueError):
+    """A directions file that cannot be used; the message is one sentence without a full stop."""
+
+
+@dataclass(frozen=True)
+class Slider:
+    """What one direction is called and how far it may be pushed, in its own units."""
+
+    name: str
+    kind: str  # one of KINDS
+    low: float
+    high: float
+    step: float
+    groups: tuple[str, ...]  # the layers that it moves
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How the colour of one part of the face follows from ws, and how to move it."""
+
+    weight: Tensor  # [3, num_ws * w_dim]
+    bias: Tensor  # [3]
+    step: Tensor  # [3, num_ws, w_dim]
+
+    def predict(self, ws: Tensor) -> Tensor:
+        """Return the colour `[3]` (Lab / 100) that ws `[num_ws, w_dim]` should give the part."""
+        return self.weight @ ws.reshape(-1) + self.bias
+
+    def move(self, ws: Tensor, target: Tensor) -> Tensor:
+        """Return ws moved so that the predicted colour becomes `target` `[3]`.
+
+        The way through Lab is at most COLOUR_RADIUS long: farther off there are no faces.
+        """
+        start = self.predict(ws)
+        way = target - start
+        target = start + way * min(1.0, COLOUR_RADIUS / max(way.norm().item(), 1e-6))
+        for _ in range(COLOUR_ROUNDS):
+            ws = ws + torch.einsum("c,cld->ld", target - self.predict(ws), self.step)
+        return ws
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The sliders and colours of one generator.
+
+    Attributes:
+        sliders: by name, in the file's order.
+        colours: by the part's name.
+    """
+
+    sliders: dict[str, Slider]
+    colours: dict[str, Colour]
+    tensor: Tensor  # [K, num_ws, w_dim]
+
+    def list_faults(self, edits: Sequence[Edit]) -> Iterator[tuple[Edit, str]]:
+        """Yield each edit that cannot be done, with a sentence for people."""
+        for edit in edits:
+            if isinstance(edit.value, str):
+                if edit.name not in self.colours:
+                    yield edit, f"{edit.name} takes no colour here; {told(self.colours)}"
+            elif edit.name not in self.sliders:
+                yield edit, f"there is no slider {edit.name} here; {told(self.sliders)}"
+            else:
+                slider = self.sliders[edit.name]
+                if not slider.low <= edit.value <= slider.high:
+                    bounds = f"from {slider.low:g} to {slider.high:g}"
+                    yield edit, f"{edit.name} takes a number {bounds}, not {edit.value:g}"
+
+    def apply(self, ws: Tensor, edits: Sequence[Edit]) -> Tensor:
+        """Return ws `[num_ws, w_dim]` after all edits: sliders first, then colours."""
+        order = {name: index for index, name in enumerate(self.sliders)}
+        for edit in edits:
+            if not isinstance(edit.value, str):
+                ws = ws + edit.value * self.tensor[order[edit.name]]
+        for edit in edits:
+            if isinstance(edit.value, str):
+                ws = self.colours[edit.name].move(ws, hex_to_lab(edit.value))
+        return ws
+
+
+def told(names: Any) -> str:
+    """Name what there is."""
+    return f"there are {', '.join(names)}" if names else "there are none"
+
+
+def hex_to_lab(colour: str) -> Tensor:
+    """Convert sRGB "#rrggbb" to CIE Lab (D65, 2°) / 100, `[3]`.
+
+    Formulas and matrix: IEC 61966-2-1 and CIE 15.
+    """
+    srgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=torch.float64)
+    linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ],
+        dtype=torch.float64,
+    )
+    xyz = to_xyz @ linear / to_xyz.sum(1)  # relative to white
+    f = torch.where(xyz > (6 / 29) ** 3, xyz.pow(1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    lab = torch.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+    return (lab / 100).float()
+
+
+# ------------------------------------------------------------------------------------------
+# Reading
+
+
+def largest_file(G: Generator) -> int:
+    """Return the size in bytes that no directions file of a generator can exceed."""
+    numbers = (MAX_ENTRIES + 6 * MAX_PARTS) * G.num_ws * G.w_dim + 3 * MAX_PARTS
+    return MAX_HEADER + 4 * numbers
+
+
+def read_directions(path: Path, G: Generator, generator: str) -> Directions:
+    """Read a directions file that a stranger may have made.
+
+    Args:
+        path: the file.
+        G: the generator it must fit.
+        generator: SHA-256 of that generator's `model.safetensors`, 64 hex digits.
+    Raises:
+        DirectionsError: larger than it can be, unreadable, of another generator, or any entry,
+            tensor or number that does not fit.
+    """
+    if not G.num_ws:
+        raise DirectionsError("this generator has no w, so it has no directions")
+    if not path.is_file() or path.stat().st_size > largest_file(G):
+        raise DirectionsError("the directions file is larger than it can rightly be")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())  # noqa: SIM118
+            check_metadata(metadata, generator)
+            sliders = read_sliders(metadata)
+            shapes = expected_shapes(names, len(sliders), G)
+            tensors = {name: read_tensor(file, name, shape) for name, shape in shapes.items()}
+    except (SafetensorError, OSError):
+        raise DirectionsError("the directions file is not readable as safetensors") from None
+    parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
+    if clash := sorted(set(parts) & set(sliders)):
+        raise DirectionsError(f"in the directions file {clash[0]} is both a slider and a colour")
+    colours = {
+        part: Colour(*(tensors[f"colour_{kind}.{part}"] for kind in ("map", "bias", "step")))
+        for part in sorted(parts, reverse=True)  # hair before eyes
+    }
+    return Directions(sliders, colours, tensors["directions"])
+
+
+def check_metadata(metadata: dict[str, str], generator: str) -> None:
+    """Raise DirectionsError unless the file is of our format and of this generator."""
+    if metadata.get("format") != FORMAT:
+        raise DirectionsError(f"the directions file is not of the format {FORMAT}")
+    if metadata.get("generator") != generator:
+        raise DirectionsError(
+            "the directions file belongs to another generator; make a new one with "
+            "python -m training.directions"
+        )
+
+
+def read_sliders(metadata: dict[str, str]) -> dict[str, Slider]:
+    """Read the metadata's list of entries."""
+    try:
+        entries = json.loads(metadata.get("entries", ""))
+    except (ValueError, RecursionError):
+        raise DirectionsError("the entries of the directions file are no JSON") from None
+    if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
+        raise DirectionsError(f"the directions file must list at most {MAX_ENTRIES} entries")
+    sliders = [read_slider(entry, at) for at, entry in enumerate(entries)]
+    found = {slider.name: slider for slider in sliders}
+    if len(found) < len(sliders):
+        raise DirectionsError("the directions file names two entries alike")
+    return found
+
+
+def read_slider(entry: Any, at: int) -> Slider:
+    """Read one entry, the one at index `at`."""
+    if not isinstance(entry, dict) or set(entry) != KEYS:
+        raise DirectionsError(f"entry {at} of the directions file must have {', '.join(KEYS)}")
+    name, groups = entry["name"], entry["groups"]
+    if not isinstance(name, str) or len(name) > 40 or not NAME.fullmatch(name):
+        raise DirectionsError(f"entry {at} of the directions file has no usable name")
+    if entry["kind"] not in KINDS:
+        raise DirectionsError(f"{name} in the directions file is of an unknown kind")
+    if not isinstance(groups, list) or not groups or not all(g in GROUPS for g in groups):
+        raise DirectionsError(f"{name} in the directions file has unknown layer groups")
+    low, high, step = (entry[key] for key in ("low", "high", "step"))
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in (low, high, step)):
+        raise DirectionsError(f"{name} in the directions file has a range that is no numbers")
+    if not (-MAX_EDIT <= low <= 0 <= high <= MAX_EDIT and low < high and 0 < step <= high - low):
+        raise DirectionsError(f"{name} in the directions file has an impossible range")
+    return Slider(name, entry["kind"], float(low), float(high), float(step), tuple(groups))
+
+
+def expected_shapes(names: list[str], count: int, G: Generator) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the file's tensors must have; its names must be just these."""
+    parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
+    if len(parts) > MAX_PARTS or not all(len(p) <= 40 and NAME.fullmatch(p) for p in parts):
+        raise DirectionsError("the directions file colours parts that cannot be")
+    shapes: dict[str, tuple[int, ...]] = {"directions": (count, G.num_ws, G.w_dim)}
+    for part in parts:
+        shapes[f"colour_map.{part}"] = (3, G.num_ws * G.w_dim)
+        shapes[f"colour_bias.{part}"] = (3,)
+        shapes[f"colour_step.{part}"] = (3, G.num_ws, G.w_dim)
+    if set(names) != set(shapes):
+        raise DirectionsError("the directions file lacks a tensor, or has an unknown one")
+    return shapes
+
+
+def read_tensor(file: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Read one float32 tensor of just this shape, all of it finite."""
+    view = file.get_slice(name)
+    if tuple(view.get_shape()) != shape or view.get_dtype() != "F32":
+        raise DirectionsError(f"tensor {name} of the directions file is not {list(shape)} float32")
+    tensor = file.get_tensor(name)
+    if not torch.isfinite(tensor).all():
+        raise DirectionsError(f"tensor {name} of the directions file holds no finite numbers")
+    return tensor

@@ -1,0 +1,189 @@
+"""A recipe → the latents that a generator draws; pure functions.
+
+    ws = recipe_to_ws(G, Recipe(42, mix=(Mix(77, "middle"),)))     # [num_ws, w_dim]
+    text = encode_ws(G, ws)                                        # for Recipe(seed, 1.0, w=text)
+
+The order: the seed's z, spherically between two, → w (or a given w, linearly between two) →
+truncation → mixing → variation → edits.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import Generator, KaoganModel, latents_from_seeds
+from studio.recipe import MAX_W_TEXT, Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from studio.directions import Directions
+
+W_FORMAT = 1  # first byte of a latent's text
+NEEDS_W = {
+    "mix": "its faces cannot be mixed",
+    "edits": "its faces cannot be edited",
+    "vary": "its faces cannot be varied",
+    "w": "it cannot draw a given one",
+}
+MAX_SCALE = 16.0  # largest step of an encoded w; w has about unit variance
+
+
+def recipe_to_z(G: KaoganModel, recipe: Recipe) -> Tensor:
+    """Return z `[1, z_dim]` of a recipe's seed, or spherically between two seeds."""
+    z = latents_from_seeds([recipe.seed], G.z_dim)
+    if recipe.between:
+        z = slerp(z, latents_from_seeds([recipe.between.seed], G.z_dim), recipe.between.share)
+    return z
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Walk a share of the great circle from a to b, each `[1, D]` (Shoemake 1985).
+
+    Lengths are interpolated with the angle; where both point the same way, or exactly apart, the
+    straight line is walked.
+    """
+    cosine = torch.cosine_similarity(a.double(), b.double()).item()
+    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+    if np.sin(angle) < 1e-6:
+        return torch.lerp(a, b, share)
+    near, far = np.sin((1 - share) * angle), np.sin(share * angle)
+    return a * (near / np.sin(angle)) + b * (far / np.sin(angle))
+
+
+def recipe_to_ws(G: Generator, recipe: Recipe, directions: Directions | None = None) -> Tensor:
+    """Return the ws `[num_ws, w_dim]` of one recipe that `list_faults` finds no fault with."""
+    ws = truncate(G, untruncated(G, recipe), recipe.psi).clone()
+    for mix in recipe.mix:
+        group = G.layer_groups[mix.group]
+        ws[group] = truncate(G, seed_to_ws(G, mix.seed), recipe.psi)[group]
+    if recipe.vary:
+        ws += recipe.vary.radius * (seed_to_ws(G, recipe.vary.seed) - G.w_avg)
+    return directions.apply(ws, recipe.edits) if directions and recipe.edits else ws
+
+
+def untruncated(G: Generator, recipe: Recipe) -> Tensor:
+    """Return the ws `[num_ws, w_dim]` of a recipe's seed or w, on its way between two faces."""
+    if not recipe.w:
+        return G.mapping(recipe_to_z(G, recipe))[0]
+    ws = decode_ws(G, recipe.w)
+    if recipe.between:
+        ws = torch.lerp(ws, seed_to_ws(G, recipe.between.seed), recipe.between.share)
+    return ws
+
+
+def seed_to_ws(G: Generator, seed: int) -> Tensor:
+    """Return the untruncated ws `[num_ws, w_dim]` of a seed."""
+    return G.mapping(latents_from_seeds([seed], G.z_dim))[0]
+
+
+def truncate(G: Generator, ws: Tensor, psi: float) -> Tensor:
+    """Move ws towards the average face: psi 1 leaves them, 0 gives the average."""
+    return torch.lerp(G.w_avg.expand_as(ws), ws, psi)
+
+
+# ------------------------------------------------------------------------------------------
+# What a generator can do with a recipe
+
+
+def list_faults(
+    G: KaoganModel, directions: Directions | None, why_none: str, recipe: Recipe
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield what a generator cannot draw of a recipe: field, entry (None: all), sentence.
+
+    Args:
+        directions: of this generator, if it has some.
+        why_none: a sentence for people who edit where there are no directions.
+    """
+    if not G.num_ws:
+        for name in ("mix", "edits", "vary", "w"):
+            if getattr(recipe, name):
+                yield name, None, f"this generator has no w, so {NEEDS_W[name]}"
+        return
+    for mix in recipe.mix:
+        span = G.layer_groups[mix.group]
+        if span.start == span.stop:
+            yield "mix", mix, f"this generator is too small to have {mix.group} layers"
+    if fault := find_w_fault(G, recipe.w):
+        yield "w", None, fault
+    if directions is not None:
+        yield from (("edits", edit, fault) for edit, fault in directions.list_faults(recipe.edits))
+    elif recipe.edits:
+        yield "edits", None, why_none.rstrip(".")
+
+
+def find_w_fault(G: Generator, text: str) -> str:
+    """Return what is wrong with a latent's text, or ""."""
+    try:
+        if text:
+            decode_ws(G, text)
+    except RecipeError as error:
+        return f"{error}"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------
+# A latent as text
+
+
+def encode_ws(G: Generator, ws: Tensor) -> str:
+    """Write ws `[num_ws, w_dim]` as a short text: 522 characters for w_dim 128.
+
+    One latent for each layer group (the mean of its layers), relative to the average w, in 8 bits:
+    a byte 1, then for each group that the generator has a little-endian 16-bit float, the step,
+    and w_dim signed bytes, the steps; all in base64url without padding. Layers of one group that
+    differ are not kept apart, and the rest is exact to half a step: with the first bundled weights
+    that moved pixels by 0.5 of 255 levels in the mean (root mean square 1.0, a rare pixel 20).
+
+    Raises:
+        RecipeError: ws of another shape, not finite, or too far from the average.
+    """
+    if ws.shape != (G.num_ws, G.w_dim) or not torch.isfinite(ws).all():
+        raise RecipeError(f"a latent here has {G.num_ws}×{G.w_dim} finite numbers")
+    data = bytes([W_FORMAT])
+    for group in filled_groups(G):
+        offset = (ws[group].mean(0) - G.w_avg).double().numpy()
+        if np.abs(offset).max() > 127 * (MAX_SCALE - 1):
+            raise RecipeError("this latent is too far from the average face to be written")
+        step = np.float16(np.abs(offset).max() / 127)
+        # Rounded, the step may be a little short for the largest offset.
+        steps = np.rint(offset / max(float(step), 1e-12)).clip(-127, 127)
+        data += step.astype("<f2").tobytes() + steps.astype("i1").tobytes()
+    text = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    if len(text) > MAX_W_TEXT:
+        raise RecipeError("the latents of this generator are too long to be written")
+    return text
+
+
+def decode_ws(G: Generator, text: str) -> Tensor:
+    """Read what `encode_ws` wrote as ws `[num_ws, w_dim]`.
+
+    Raises:
+        RecipeError: damaged, or of a generator of another shape.
+    """
+    groups = filled_groups(G)
+    size = 1 + len(groups) * (2 + G.w_dim)
+    if not re.fullmatch("[A-Za-z0-9_-]+", text) or len(text) != -(-size * 4 // 3):
+        raise RecipeError("this latent is cut off, or of another generator")
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if data[0] != W_FORMAT:
+        raise RecipeError("this latent is written in an unknown way")
+    rows = np.frombuffer(data[1:], np.uint8).reshape(len(groups), 2 + G.w_dim)
+    steps = rows[:, :2].copy().view("<f2").astype(np.float32)  # [groups, 1]
+    if not ((steps >= 0) & (steps <= MAX_SCALE)).all():
+        raise RecipeError("this latent is damaged")
+    offsets = torch.from_numpy(rows[:, 2:].copy().view("i1") * steps)  # [groups, w_dim]
+    ws = G.w_avg.expand(G.num_ws, -1).clone()
+    for group, offset in zip(groups, offsets, strict=True):
+        ws[group] += offset
+    return ws
+
+
+def filled_groups(G: Generator) -> Sequence[slice]:
+    """Return the layer groups that a generator has, coarse first."""
+    return [group for group in G.layer_groups.values() if group.start < group.stop]
