@@ -1,6 +1,7 @@
 # make app    the page, at http://127.0.0.1:7860
 # make test   all tests, those in a browser too
 # make lint   ruff's checks and format
+# make web    the page without a server, in web/: any file server then serves it
 # Each makes the environment it needs in .venv, on Debian, Ubuntu or anything with Python 3.11+.
 
 PYTHON ?= python3
@@ -10,7 +11,13 @@ PIP = $(VENV)/bin/python -m pip install --quiet
 READY = $(VENV)/ready
 ROOT_DO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: app train test lint browser clean
+.PHONY: app train test lint web browser clean
+
+# The runtime that draws in a visitor's browser: three files of a package of npm, checked by hash.
+ORT = onnxruntime-web-1.30.0
+ORT_SHA256 = d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71
+ORT_FILES = ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
+RUNTIME = web/runtime/$(ORT)
 
 app: $(READY)-app
 	$(VENV)/bin/python app.py $(ARGS)
@@ -18,12 +25,27 @@ app: $(READY)-app
 train: $(READY)-train
 	$(VENV)/bin/accelerate launch train.py $(ARGS)
 
-test: $(READY)-test
+test: $(READY)-test $(RUNTIME)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+web: $(READY)-export $(RUNTIME)
+	$(VENV)/bin/python -m studio.export --out web $(ARGS)
+	cp assets/style.css web/
+	@echo "$(VENV)/bin/python -m http.server --directory web 8000    shows it"
+
+$(RUNTIME):
+	@command -v npm > /dev/null || \
+		{ echo "npm is needed, for one package: apt-get install npm" >&2; exit 1; }
+	rm -rf web/runtime && mkdir -p web/runtime
+	cd web/runtime && npm pack --silent $(subst web-,web@,$(ORT)) > /dev/null && \
+		echo "$(ORT_SHA256)  $(ORT).tgz" | sha256sum --check --quiet && \
+		tar xzf $(ORT).tgz --strip-components 2 $(ORT_FILES:%=package/dist/%) && \
+		rm $(ORT).tgz
+	touch $@
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,7 +61,12 @@ $(READY)-train: requirements-train.txt requirements.txt | $(VENV)/bin/pip
 	$(PIP) -r $<
 	touch $@
 
-$(READY)-test: requirements-test.txt requirements-train.txt requirements.txt | $(VENV)/bin/pip
+$(READY)-export: requirements-export.txt requirements.txt | $(VENV)/bin/pip
+	$(PIP) -r $<
+	touch $@
+
+$(READY)-test: requirements-test.txt requirements-train.txt requirements-export.txt \
+		requirements.txt | $(VENV)/bin/pip
 	$(PIP) -r $<
 	$(VENV)/bin/python tests/browser.py || $(MAKE) browser
 	touch $@
@@ -55,3 +82,4 @@ browser:
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf web/runtime web/style.css web/generator.onnx web/generator.json

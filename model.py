@@ -692,7 +692,7 @@ class Generator(
 
     def synthesis(self, ws: Tensor) -> Tensor:
         """Draw pictures `[N, C, H, W]` from ws `[N, num_ws, w_dim]`, coarse layers first."""
-        const = self.const.expand(len(ws), -1, -1, -1)
+        const = self.const.expand(ws.shape[0], -1, -1, -1)
         x = const.contiguous(memory_format=torch.channels_last)
         rgb = None
         used = 0

@@ -1,0 +1,34 @@
+// A canvas as a PNG file that carries its recipe as text, as those of the other page do.
+
+const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  let c = n;
+  for (let k = 0; k < 8; k++) {
+    c = c & 1 ? 0xedb88320 ^ (c >>> 1) : c >>> 1;
+  }
+  return c;
+});
+const HEAD = 33; // bytes of the signature and the IHDR chunk, after which text may stand
+
+/** Return one tEXt chunk (PNG specification, section 11.3.4.3). */
+function textChunk(key, value) {
+  const body = new TextEncoder().encode(`tEXt${key}\0${value}`); // ASCII only
+  const crc = body.reduce((c, byte) => CRC_TABLE[(c ^ byte) & 255] ^ (c >>> 8), 0xffffffff);
+  const chunk = new Uint8Array(body.length + 8);
+  chunk.set(body, 4);
+  const numbers = new DataView(chunk.buffer);
+  numbers.setUint32(0, body.length - 4);
+  numbers.setUint32(body.length + 4, ~crc >>> 0);
+  return chunk;
+}
+
+/** Return a Blob of the canvas, enlarged to `size` px where it is smaller, with texts by key. */
+export async function toPng(canvas, size, texts) {
+  const large = document.createElement("canvas");
+  large.width = large.height = Math.max(size, canvas.width);
+  const context = large.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(canvas, 0, 0, large.width, large.height);
+  const plain = await new Promise((done) => large.toBlob(done, "image/png"));
+  const chunks = Object.entries(texts).map(([key, value]) => textChunk(key, value));
+  return new Blob([plain.slice(0, HEAD), ...chunks, plain.slice(HEAD)], { type: "image/png" });
+}
