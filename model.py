@@ -481,6 +481,16 @@ def upsample(x: Tensor, factor: int = 2) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
+def smooth_patches(x: Tensor, patch: int) -> Tensor:
+    """Filter by a triangle of 2·patch - 1 px, which removes whatever repeats every `patch` px.
+
+    A generator learns only late to paint the places of a patch alike; until then its pictures
+    look woven. Two box filters of `patch` px make the triangle.
+    """
+    x = F.pad(x, (patch - 1,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(x, patch, stride=1), patch, stride=1)
+
+
 # ------------------------------------------------------------------------------------------
 # Kaogan's networks
 
@@ -566,7 +576,7 @@ class SynthesisBlock(nn.Module):
     """One resolution of the generator: one or two styled convolutions, and a picture.
 
     With a `patch` of p, each place of the features paints p×p pixels of the picture (sub-pixel
-    convolution, Shi et al. 2016, arXiv 1609.05158).
+    convolution, Shi et al. 2016, arXiv 1609.05158), smoothed so that no grid of patches shows.
     """
 
     def __init__(
@@ -590,7 +600,9 @@ class SynthesisBlock(nn.Module):
         if self.conv0 is not None:
             x = self.conv0(x, ws[:, 0])
         x = self.conv1(x, ws[:, -1])
-        picture = F.pixel_shuffle(self.to_rgb(x, ws[:, -1]), self.patch)
+        picture = self.to_rgb(x, ws[:, -1])
+        if self.patch > 1:
+            picture = smooth_patches(F.pixel_shuffle(picture, self.patch), self.patch)
         return x, picture if rgb is None else upsample(rgb, 2 * self.patch) + picture
 
 
