@@ -22,6 +22,7 @@ from model import (
     default_channels,
     latents_from_seeds,
     load_network,
+    smooth_patches,
 )
 
 
@@ -105,6 +106,18 @@ def test_a_patch_leaves_out_the_last_levels(resolution, patch):
     whole = Generator(resolution // patch, widths, z_dim=8, w_dim=8)
     assert G.num_ws == whole.num_ws
     assert list(G.blocks) == list(whole.blocks)
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_no_grid_of_patches_shows(patch):
+    """Whatever pattern the places of a patch make, smoothing leaves its mean."""
+    tile = torch.randn(1, 3, patch, patch)
+    smooth = smooth_patches(tile.repeat(1, 1, 8, 8), patch)
+    assert smooth.shape == (1, 3, 8 * patch, 8 * patch)
+    inner = smooth[:, :, patch:-patch, patch:-patch]
+    torch.testing.assert_close(inner, tile.mean((2, 3), keepdim=True).expand_as(inner))
+    flat = torch.full((1, 3, 16, 16), 0.7)
+    torch.testing.assert_close(smooth_patches(flat, patch), flat)
 
 
 @pytest.mark.parametrize(

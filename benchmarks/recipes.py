@@ -1,0 +1,232 @@
+"""Rank training recipes by what they reach for the same computing.
+
+    python -m benchmarks.recipes --data FACES                  # all variants, 10 CPU minutes each
+    python -m benchmarks.recipes --data FACES --kimg 24 --variants base relativistic-lazy
+    python -m benchmarks.recipes --data FACES --cpu-minutes 60 --docs docs/recipes.md
+
+Every variant is the real `train.py` in a process of its own, with the same seed and pictures and
+one thread. Computing is counted in seconds of CPU time, which other work on the machine hardly
+changes; `--cpu-minutes` first measures what a thousand images cost and gives each variant as many
+images as the time buys, `--kimg` gives all the same number. Runs that are there are taken as they
+are, so that a bench that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import Generator, count_parameters, keep_freed_memory, latents_from_seeds
+from training.config import ConfigError, make_config
+from training.data import DataError, pack
+from training.evaluate import score
+from training.metrics import MetricsError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {  # about a million parameters each at 32 px
+    "channel_base": 1024, "channel_max": 128, "z_dim": 64, "w_dim": 64, "batch_size": 32,
+    "ema_kimg": 5.0, "r1_gamma": 1.0,
+}  # fmt: skip
+# What differs from `base`: non-saturating loss, R1 every 16th step.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "relativistic": {"objective": "relativistic", "r2_gamma": 1.0, "penalty_interval": 1},
+    "relativistic-lazy": {"objective": "relativistic", "r2_gamma": 1.0, "penalty_interval": 8},
+    "hinge": {"objective": "hinge"},
+    "r1-often": {"penalty_interval": 4},
+    "gamma-0.3": {"r1_gamma": 0.3},
+    "translation": {"augment": "translation"},
+    "patch": {"patch": 2},
+    "wide": {"channel_base": 2048, "channel_max": 256},
+    "narrow": {"channel_base": 512, "channel_max": 64},
+    "batch-64": {"batch_size": 64},
+    "batch-16": {"batch_size": 16},
+    "lr-1e-3": {"g_lr": 1e-3, "d_lr": 1e-3},
+    "lr-4e-3": {"g_lr": 4e-3, "d_lr": 4e-3},
+    "anneal": {"anneal_to": 0.05},
+    "mapping-4": {"mapping_layers": 4},
+}
+COLUMNS = (
+    ("variant", "variant"), ("kimg", "kimg"), ("images_per_cpu_s", "images / CPU s"),
+    ("frechet_lite0", "Fréchet, lite0"), ("kid", "KID, lite0"), ("frechet_hog", "Fréchet, hog"),
+    ("precision", "precision"), ("recall", "recall"), ("nn_distance", "nearest real"),
+    ("parameters", "G + D, M"), ("ms_a_face", "ms a face"),
+)  # fmt: skip
+SPEED_KIMG = (0.256, 1.024)  # two short runs: their difference is free of start and finish
+MARKS = ("<!-- recipes: begin -->", "<!-- recipes: end -->")
+
+
+def settings(name: str, options: argparse.Namespace, kimg: float) -> dict[str, Any]:
+    """Return the complete settings of one variant."""
+    values = SMALL | {"resolution": options.resolution} | VARIANTS[name]
+    if "anneal_to" in values:
+        values["anneal_kimg"] = kimg
+    return values | {
+        "data": options.data, "seed": options.seed, "total_kimg": kimg, "tick_kimg": 2.0,
+        "snapshot_ticks": 1000, "keep": 1, "metric_samples": 0,
+    }  # fmt: skip
+
+
+def launch(values: dict[str, Any], folder: Path) -> float:
+    """Train in a process of its own; return its seconds of CPU time.
+
+    Raises:
+        RuntimeError: the run failed; the message holds its last words.
+    """
+    make_config(values)  # a fault here rather than in the child
+    folder.mkdir(parents=True, exist_ok=True)
+    settings_file = folder / "variant.json"
+    settings_file.write_text(json.dumps(values | {"out": str(folder / "run")}), encoding="utf-8")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with (folder / "log").open("w") as log:
+        status = subprocess.run(
+            [sys.executable, "train.py", "--config", str(settings_file)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if status:
+        raise RuntimeError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> float:
+    """Measure the images that a second of CPU time trains."""
+    kept = folder / "speed.json"
+    if not kept.exists():
+        short, long = (
+            launch(settings(name, options, kimg), folder / f"speed-{kimg}") for kimg in SPEED_KIMG
+        )
+        speed = (SPEED_KIMG[1] - SPEED_KIMG[0]) * 1000 / max(long - short, 1e-6)
+        kept.write_text(json.dumps(speed))
+    return json.loads(kept.read_text())
+
+
+def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure one variant, or read what an earlier call measured."""
+    folder = options.out / f"{options.resolution}px" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    speed = images_per_second(name, options, folder)
+    kimg = options.kimg or round(speed * options.cpu_minutes * 60 / 1000, 3)
+    result = folder / f"result-{kimg:g}.json"
+    if not result.exists():
+        trained = folder / f"kimg-{kimg:g}"
+        if not (trained / "run" / "grid-psi1.png").exists():  # a run's last act
+            launch(settings(name, options, kimg), trained)
+        row = {"variant": name, "kimg": kimg, "images_per_cpu_s": speed}
+        row |= measure(trained / "run", options)
+        result.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def measure(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the averaged generator of a run with the real faces, in two kinds of features."""
+    G = Generator.from_pretrained(run / "generator")
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    faces = pack(options.data, options.resolution)
+    lite, hog = (
+        score(G, faces, samples=options.samples, features=features)
+        for features in ("efficientnet-lite0", "hog")
+    )
+    return {
+        "frechet_lite0": lite.frechet, "kid": lite.kid, "kid_se": lite.kid_se,
+        "frechet_hog": hog.frechet, "precision": lite.precision, "recall": lite.recall,
+        "nn_distance": lite.nn_distance, "nn_distance_real": lite.nn_distance_real,
+        "samples": options.samples, "reals": len(faces), "parameters": count_parameters(G) / 1e6,
+        "networks": facts["parameters"], "ms_a_face": milliseconds(G),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def milliseconds(G: Generator, repeats: int = 30) -> float:
+    """Return the median milliseconds of one face on one thread."""
+    z = latents_from_seeds([0], G.z_dim)
+    G(z)
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        G(z)
+        times.append(time.process_time() - start)
+    return sorted(times)[repeats // 2] * 1000
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the rows as Markdown, the best Fréchet distance first."""
+    lines = [" | ".join(title for _, title in COLUMNS), "|".join("---" for _ in COLUMNS)]
+    for row in sorted(rows, key=lambda r: r["frechet_lite0"]):
+        cells = [row[key] for key, _ in COLUMNS]
+        cells[4] = f"{row['kid']:.3f} ± {row['kid_se']:.3f}"
+        lines.append(" | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Write the table with what it was measured on."""
+    row = rows[0]
+    budget = f"{options.kimg:g} kimg" if options.kimg else f"{options.cpu_minutes:g} CPU minutes"
+    return (
+        f"{table(rows)}\n\n{options.resolution} px, {budget} a variant, seed {options.seed}, one "
+        f"thread; {row['samples']:,} faces at psi 1 against {row['reals']:,} real ones; nearest "
+        f"real in lite0 features (real to real {row['nn_distance_real']:.4g})."
+    )
+
+
+def write_docs(path: Path, text: str) -> None:
+    """Replace what stands between the marks of a document."""
+    whole = path.read_text(encoding="utf-8")
+    head, _, rest = whole.partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    path.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+
+
+def main() -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recipes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", nargs="+", required=True, help="faces, as train.py takes them")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--resolution", type=int, default=32)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--kimg", type=float, default=0.0, help="the same images for each variant")
+    budget.add_argument(
+        "--cpu-minutes", type=float, default=10.0, help="the same CPU time for each"
+    )
+    parser.add_argument("--samples", type=int, default=5000, help="faces to measure")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--docs", type=Path, help="document whose table is replaced")
+    options = parser.parse_args()
+    options.data = [str(Path(d).resolve()) if Path(d).exists() else d for d in options.data]
+    options.out = options.out.resolve()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    rows = []
+    try:
+        for name in options.variants:
+            rows.append(run_variant(name, options))
+            print(table(rows), flush=True)
+        if options.docs:
+            write_docs(options.docs, report(rows, options))
+    except (ConfigError, DataError, MetricsError, RuntimeError, OSError) as error:
+        print(f"recipes: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The bench of recipes: every variant can be trained, and one really is."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import recipes
+from training.config import make_config
+
+
+@pytest.fixture
+def options(faces_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAOGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    return argparse.Namespace(
+        data=[str(faces_dir)], resolution=16, kimg=0.064, cpu_minutes=0.0, samples=16, seed=0,
+        out=tmp_path / "recipes",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipes.VARIANTS)
+def test_every_variant_is_a_configuration_that_differs(name, options):
+    config = make_config(recipes.settings(name, options, 2.0))
+    base = make_config(recipes.settings("base", options, 2.0))
+    assert (config == base) == (name == "base")
+
+
+def test_a_variant_is_trained_measured_and_kept(options, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "SPEED_KIMG", (0.032, 0.064))
+    row = recipes.run_variant("narrow", options)
+    assert row["kimg"] == 0.064
+    assert row["images_per_cpu_s"] > 0
+    assert row["frechet_lite0"] > 0
+    assert row["reals"] == 24
+    monkeypatch.setattr(recipes, "launch", None)  # a second call trains nothing
+    assert recipes.run_variant("narrow", options) == row
+    document = tmp_path / "recipes.md"
+    document.write_text("Before.\n" + "\n".join(recipes.MARKS) + "\nAfter.\n")
+    recipes.write_docs(document, recipes.report([row], options))
+    text = document.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("\nAfter.\n")
+    assert "| narrow | 0.064 |" in text
+
+
+def test_a_run_that_fails_says_why(options):
+    values = recipes.settings("base", options, 1.0) | {"data": [str(options.out / "nowhere")]}
+    with pytest.raises(RuntimeError, match="the run failed: .*nowhere"):
+        recipes.launch(json.loads(json.dumps(values)), options.out / "failed")
