@@ -789,6 +789,22 @@ class Discriminator(KaoganModel):
         x = LRELU_GAIN * activate(self.hidden(x.flatten(1)))
         return self.out(x).squeeze(1)
 
+    @torch.no_grad()
+    def most_real(self, images: Tensor, n: int) -> Tensor:
+        """Find in each n images in a row the one that looks most real.
+
+        The n are judged as one group of the minibatch statistics, so that a choice depends on
+        nothing else that is drawn.
+
+        Args:
+            images: `[N, C, H, W]` in [-1, 1]; the last group may be short.
+            n: images of a group, at least 1.
+        Returns:
+            positions of the chosen ones in `images`, `[ceil(N / n)]`.
+        """
+        best = [int(self(group).argmax()) for group in images.split(n)]
+        return torch.tensor([i * n + place for i, place in enumerate(best)], dtype=torch.long)
+
     def _append_deviation(self, x: Tensor) -> Tensor:
         """Append one channel: the mean standard deviation over each group of pictures."""
         n, c, h, w = x.shape

@@ -231,6 +231,19 @@ def test_demodulation_equals_weights_modulated_per_sample(G):
     assert torch.allclose(conv(x, w), torch.cat(expected), atol=1e-4)
 
 
+def test_the_most_real_of_each_group_is_chosen():
+    torch.manual_seed(0)
+    D = Discriminator(16, (16, 16, 16))
+    images = torch.randn(10, 3, 16, 16)
+    chosen = D.most_real(images, 4)
+    assert [int(place) // 4 for place in chosen] == [0, 1, 2]
+    for start, place in zip((0, 4, 8), chosen, strict=True):
+        scores = D(images[start : start + 4])
+        assert scores[place - start] == scores.max()
+    assert torch.equal(D.most_real(images[4:8], 4), chosen[1:2] - 4)  # whatever else is drawn
+    assert D.most_real(images, 1).tolist() == list(range(10))
+
+
 def test_minibatch_deviation_looks_at_consecutive_groups():
     torch.manual_seed(0)
     D = Discriminator(resolution=8, channels=(16, 16), group_size=4).requires_grad_(False)

@@ -3,7 +3,8 @@
     python -m training.evaluate --model assets/generator --data FOLDER_OR_ZIP --samples 10000
 
 Faces of seeds 0, 1, 2 … are compared with all real ones; each printed line names its features and
-counts, since figures with others do not compare.
+counts, since figures with others do not compare. `--best-of 4` measures what rejection does: of
+each four seeds in a row, the face that the discriminator finds most real.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from model import KaoganModel, ModelError, keep_freed_memory, latents_from_seeds, load_network
+from model import (
+    Discriminator,
+    KaoganModel,
+    ModelError,
+    keep_freed_memory,
+    latents_from_seeds,
+    load_network,
+)
 from training.data import DataError, Faces, pack
 from training.metrics import (
     FEATURES,
@@ -39,6 +47,8 @@ def score(
     samples: int,
     features: str,
     psi: float = 1.0,
+    best_of: int = 1,
+    D: Discriminator | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Scores:
@@ -50,6 +60,7 @@ def score(
         samples: faces to draw, of seeds 0 … samples - 1.
         features: a name in `training.metrics.FEATURES`.
         psi: truncation.
+        best_of: candidates for each face; `D`, on `device`, keeps one of them where more than one.
     Raises:
         MetricsError: features that cannot be had, too few pictures.
     """
@@ -58,7 +69,11 @@ def score(
 
     @torch.no_grad()
     def draw(start: int, count: int) -> torch.Tensor:
-        return G(latents_from_seeds(range(start, start + count), G.z_dim).to(device), psi)
+        seeds = range(start * best_of, (start + count) * best_of)
+        images = torch.cat(
+            [G(z.to(device), psi) for z in latents_from_seeds(seeds, G.z_dim).split(64)]
+        )
+        return images if D is None else images[D.most_real(images.clamp(-1, 1), best_of)]
 
     batches: Iterable[torch.Tensor] = fake_images(draw, samples)
     total = -(-samples // 64)
@@ -75,6 +90,18 @@ def open_generator(path: str, revision: str | None) -> KaoganModel:
     return G
 
 
+def open_critic(options: argparse.Namespace, G: KaoganModel) -> Discriminator | None:
+    """Load the discriminator that chooses, if one is asked for, or raise ModelError."""
+    if options.best_of < 1 or (options.best_of > 1) != (options.critic is not None):
+        raise ModelError("--best-of takes a number over 1, together with --critic FOLDER")
+    if options.critic is None:
+        return None
+    D = Discriminator.from_pretrained(options.critic)
+    if (D.resolution, D.img_channels) != (G.resolution, G.img_channels):
+        raise ModelError(f"{options.critic} judges other pictures than {options.model} draws")
+    return D
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
@@ -88,6 +115,8 @@ def main() -> int:
     parser.add_argument(
         "--features", nargs="+", default=["efficientnet-lite0", "hog"], choices=sorted(FEATURES)
     )
+    parser.add_argument("--best-of", type=int, default=1, help="candidates for each face")
+    parser.add_argument("--critic", help="folder of the discriminator that chooses among them")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     keep_freed_memory()
@@ -95,14 +124,23 @@ def main() -> int:
     figures = []
     try:
         G = open_generator(options.model, options.revision).to(device)
+        D = open_critic(options, G)
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         for features in options.features:
             for psi in options.psi:
                 scores = score(
-                    G, faces, samples=options.samples, features=features, psi=psi, device=device
+                    G,
+                    faces,
+                    samples=options.samples,
+                    features=features,
+                    psi=psi,
+                    best_of=options.best_of,
+                    D=D.to(device) if D else None,
+                    device=device,
                 )
-                print(f"psi {psi:g}: {scores.line()}", flush=True)
-                figures.append({"psi": psi, **scores.to_dict()})
+                chosen = f", best of {options.best_of}" if D else ""
+                print(f"psi {psi:g}{chosen}: {scores.line()}", flush=True)
+                figures.append({"psi": psi, "best_of": options.best_of, **scores.to_dict()})
         if options.json:
             options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ModelError, DataError, MetricsError, OSError) as error:
