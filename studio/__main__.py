@@ -2,6 +2,9 @@
 
 python -m studio --seeds 0-63,100 --out faces
 python -m studio --seeds 0-255 --psi 0.5 --out faces --grid sheet.png
+python -m studio --seeds 0-9 --edit smile=1.5 --edit hair=#3fa34d --mix 77@middle --out faces
+python -m studio --seeds 42 --vary 5:0.3 --between 77:0.5 --out faces
+python -m studio --recipe '?seed=42&psi=0.7&edit=smile:1.5' --out faces      # or a face's PNG
 python -m studio --seeds 42 --out faces --model owner/name --revision <commit>
 """
 
@@ -11,13 +14,21 @@ import argparse
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from studio.faces import Studio
+    from studio.recipe import Recipe
+
+SHAPES = ("psi", "edit", "mix", "vary", "between")  # options that a recipe has instead
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,14 +44,29 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m studio",
         description="Draw one face for each seed, as PNG files named by their seeds.",
     )
-    parser.add_argument("--seeds", required=True, metavar="LIST", help="such as 0-63,100")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seeds", metavar="LIST", help="such as 0-63,100")
+    what.add_argument("--recipe", metavar="ADDRESS_OR_PNG", help="one face: ?seed=… or its PNG")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for PNGs")
     parser.add_argument(
         "--psi",
         type=float,
-        default=0.7,
-        help="variety, -2 to 2: 0 draws the average face, 1 the boldest (default: %(default)s)",
+        help="variety, -2 to 2: 0 draws the average face, 1 the boldest (default: 0.7)",
     )
+    parser.add_argument(
+        "--edit",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a slider, smile=1.5, or a colour, hair=#3fa34d; may be repeated",
+    )
+    parser.add_argument(
+        "--mix",
+        action="append",
+        metavar="SEED@GROUP",
+        help="take the coarse, middle or fine layers from another seed; may be repeated",
+    )
+    parser.add_argument("--vary", metavar="SEED:RADIUS", help="a step in w, radius 0 to 2")
+    parser.add_argument("--between", metavar="SEED:SHARE", help="a share, 0 to 1, of a way")
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also one sheet of all faces")
     parser.add_argument(
         "--model", metavar="PATH_OR_REPO", help="folder or Hub repository (default: bundled)"
@@ -61,9 +87,14 @@ def main(argv: list[str] | None = None) -> int:
 
     prepare_cpu()
     try:
-        seeds = parse_seeds(args.seeds)
+        base, revision = read_recipe(args.recipe) if args.recipe else (read_options(args), "")
+        if args.recipe and any(getattr(args, name) is not None for name in SHAPES):
+            raise ValueError("a recipe says all of a face; leave out the options that shape it")
+        seeds = parse_seeds(args.seeds) if args.seeds is not None else [base.seed]
         studio = Studio.open(args.model, args.revision, fallback=False)
-        draw_files(studio, seeds, args)
+        if revision and revision != studio.revision:
+            print("python -m studio: made with other weights, so it may differ", file=sys.stderr)
+        draw_files(studio, studio.check(base), seeds, args)
     except ValueError as error:
         print(f"python -m studio: {error}", file=sys.stderr)
         return 2
@@ -76,14 +107,56 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def draw_files(studio: Studio, seeds: list[int], args: argparse.Namespace) -> None:
+def read_options(args: argparse.Namespace) -> Recipe:
+    """Return what the options make of every seed, with seed 0 for them all."""
+    from studio.recipe import DEFAULT_PSI, Between, Edit, Mix, Recipe, RecipeError, Vary
+
+    def read(option: str, text: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse(text)
+        except RecipeError as error:
+            raise RecipeError(f"{option} {text!r:.60}: {error}") from None
+
+    return Recipe(
+        0,
+        DEFAULT_PSI if args.psi is None else args.psi,
+        mix=tuple(read("--mix", text, Mix.parse) for text in args.mix or ()),
+        edits=tuple(read("--edit", text, Edit.parse) for text in args.edit or ()),
+        vary=read("--vary", args.vary, Vary.parse) if args.vary else None,
+        between=read("--between", args.between, Between.parse) if args.between else None,
+    )
+
+
+def read_recipe(text: str) -> tuple[Recipe, str]:
+    """Read an address, its query or a PNG strictly: the recipe, and the weights it is for, or "".
+
+    Raises:
+        RecipeError: any part of it cannot be used.
+    """
+    from studio.recipe import PSI_LIMIT, RecipeError, read_png_text, recipe_from_query
+
+    if "?" in text or "=" in text:
+        source, query = "address", dict(parse_qsl(text[text.find("?") + 1 :][:8192]))
+    else:
+        source, query = "picture", read_png_text(text)
+    if "seed" not in query:
+        raise RecipeError(f"this {source} holds no recipe; one starts with ?seed=42&psi=0.7")
+    revision = query.pop("rev", "") or query.pop("revision", "")
+    limits = (-PSI_LIMIT, PSI_LIMIT)
+    recipe, fault = recipe_from_query(query, 0, psi_range=limits, source=source)
+    if fault:
+        raise RecipeError(fault)
+    return recipe, revision
+
+
+def draw_files(studio: Studio, base: Recipe, seeds: list[int], args: argparse.Namespace) -> None:
     """Draw all seeds into `args.out` and, if asked, onto one sheet; print the speed."""
     from tqdm import tqdm
 
     from studio.pictures import Sheet, save_png, to_image
-    from studio.recipe import psi_text
 
-    batches = studio.draw_batches(seeds, args.psi, batch_size=args.batch_size)
+    drawn, written = ((replace(base, seed=seed) for seed in seeds) for _ in range(2))
+    batches = studio.recipe_batches(drawn, batch_size=args.batch_size)
     sheet = Sheet(len(seeds), studio.size, studio.G.img_channels) if args.grid else None
     for folder in (args.out, args.grid.parent) if args.grid else (args.out,):
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,32 +164,35 @@ def draw_files(studio: Studio, seeds: list[int], args: argparse.Namespace) -> No
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as writer, progress as bar:
         waiting: deque[Future[None]] = deque()
-        rest = iter(seeds)
         for faces in batches:
-            named = zip(islice(rest, len(faces)), faces, strict=True)
+            named = zip(islice(written, len(faces)), faces, strict=True)
             waiting.append(writer.submit(write_batch, studio, list(named), args))
             if sheet is not None:
                 sheet.add(faces)
             if len(waiting) > 4:  # the writer is behind; hold no more than this in memory
                 waiting.popleft().result()
             bar.update(len(faces))
-        for written in waiting:
-            written.result()
+        for rest in waiting:
+            rest.result()
     seconds = time.perf_counter() - start
     if sheet is not None:
-        text = {"seeds": args.seeds, "psi": psi_text(args.psi), "revision": studio.revision}
+        text = base.png_text(studio.revision)
+        if args.seeds:
+            text = {"seeds": args.seeds, **text}
+            del text["seed"]
         save_png(to_image(sheet.pixels), args.grid, text)
     print(f"{len(seeds)} faces in {seconds:.1f} s: {len(seeds) / seconds:.0f} faces/s")
 
 
-def write_batch(studio: Studio, faces: list, args: argparse.Namespace) -> None:
-    """Write (seed, face) pairs as PNGs that carry their recipes."""
+def write_batch(
+    studio: Studio, faces: Iterable[tuple[Recipe, np.ndarray]], args: argparse.Namespace
+) -> None:
+    """Write faces as PNGs that carry their recipes."""
     from studio.pictures import save_png, to_image
-    from studio.recipe import Recipe
 
-    for seed, face in faces:
-        text = Recipe(seed, args.psi).png_text(studio.revision)
-        save_png(to_image(face), args.out / f"seed{seed:010d}.png", text)
+    for recipe, face in faces:
+        text = recipe.png_text(studio.revision)
+        save_png(to_image(face), args.out / f"seed{recipe.seed:010d}.png", text)
 
 
 if __name__ == "__main__":

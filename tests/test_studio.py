@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edits import save_directions
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +22,18 @@ from studio import faces
 from studio.__main__ import main
 from studio.faces import Studio, first_paragraph, to_uint8
 from studio.pictures import Album, Sheet, enlarge, to_image
-from studio.recipe import Recipe, RecipeError, check_psi, parse_seeds, recipe_from_query
+from studio.recipe import (
+    Between,
+    Edit,
+    Mix,
+    Recipe,
+    RecipeError,
+    Vary,
+    check_psi,
+    parse_seeds,
+    recipe_from_png,
+    recipe_from_query,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANNELS = (32, 32, 16, 16)
@@ -394,6 +406,46 @@ def test_the_command_draws_files_and_a_sheet(generator_dir: Path, studio: Studio
         assert sheet.text["seeds"] == "0-9,4294967295"
 
 
+SHAPED = ["--edit", "smile=1.5", "--edit", "hair=#3fa34d", "--mix", "77@middle", "--vary", "5:0.3",
+          "--between", "77:0.5"]  # fmt: skip
+
+
+def test_the_command_shapes_faces_and_draws_them_again(tmp_path: Path, capsys):
+    folder = save_generator(tmp_path / "generator", z_dim=16, w_dim=12)
+    save_directions(folder, Generator.from_pretrained(folder))
+    studio = Studio.open(folder)
+    out, model = tmp_path / "out", ["--model", str(folder)]
+    grid = ["--grid", str(tmp_path / "grid.png")]
+    assert main(["--seeds", "3,42", "--out", str(out), *model, *SHAPED, *grid]) == 0
+    wanted = Recipe(
+        42,
+        mix=(Mix(77, "middle"),),
+        edits=(Edit("smile", 1.5), Edit("hair", "#3fa34d")),
+        vary=Vary(5, 0.3),
+        between=Between(77, 0.5),
+    )
+    path = out / "seed0000000042.png"
+    assert recipe_from_png(path, studio.revision) == (wanted, "")
+    face = np.array(Image.open(path))
+    assert apart(face, studio.draw_recipes([wanted])[0]) <= 1
+    assert apart(face, studio.draw([42])[0]) > 5
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.text["seeds"] == "3,42"
+        assert sheet.text["edit"] == "hair:3fa34d,smile:1.5"
+        assert "seed" not in sheet.text
+    for number, source in enumerate(
+        (str(path), wanted.query(), "https://here/?a=b&" + wanted.query(studio.revision)[1:])
+    ):
+        again = tmp_path / f"again{number}"
+        assert main(["--recipe", source, "--out", str(again), *model]) == 0
+        assert (np.array(Image.open(again / path.name)) == face).all()
+    assert capsys.readouterr().err == ""
+    assert main(["--recipe", wanted.query("f" * 12), "--out", str(again), *model]) == 0
+    assert (
+        capsys.readouterr().err == "python -m studio: made with other weights, so it may differ\n"
+    )
+
+
 def test_the_command_refuses_in_one_sentence(generator_dir: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = run_studio("--seeds", "5-1", "--out", out, "--model", generator_dir)
@@ -412,6 +464,18 @@ def test_the_command_refuses_in_one_sentence(generator_dir: Path, tmp_path: Path
         (["--seeds", "1", "--revision", "abc"], "a revision is only for a Hub repository"),
         (["--seeds", "1", "--out", "{file}"], "cannot write"),
         (["--seeds", "1", "--grid", "{file}/sheet.png"], "cannot write"),
+        (["--seeds", "1", "--edit", "smile=1"], "These weights have no directions file"),
+        (["--seeds", "1", "--edit", "smile"], "--edit 'smile': an edit is NAME:NUMBER"),
+        (["--seeds", "1", "--edit", "smile=nan"], "--edit 'smile=nan': this is no number"),
+        (["--seeds", "1", "--edit", "smile=11"], "smile takes a number from -10 to 10, not 11"),
+        (["--seeds", "1", "--mix", "2@top"], "--mix '2@top': a mix is SEED@GROUP"),
+        (["--seeds", "1", "--mix", "x@fine"], "--mix 'x@fine': a seed is a whole number"),
+        (["--seeds", "1", "--vary", "5"], "--vary '5': this is no number"),
+        (["--seeds", "1", "--between", "5:2"], "the share of a way is a number from 0 to 1, not 2"),
+        (["--recipe", "?seed=1&edit=smile:x"], "The edit in this address cannot all be used"),
+        (["--recipe", "?seed=1", "--psi", "1"], "leave out the options that shape it"),
+        (["--recipe", "?psi=1"], "this address holds no recipe"),
+        (["--recipe", "{file}"], "This file is not a readable PNG"),
         (["--seeds", "0-99999", "--grid", "g.png"], "a grid of 100,000 faces of 32 px is too"),
     ],
 )
@@ -436,7 +500,7 @@ def test_what_the_command_refuses(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--out", "x"], "the following arguments are required: --seeds"),
+        (["--out", "x"], "one of the arguments --seeds --recipe is required"),
         (["--seeds", "1", "--out", "x", "--psi", "much"], "invalid float value: 'much'"),
         (["--seeds", "1", "--out", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
     ],
@@ -453,5 +517,6 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str], arguments: list[str],
 def test_help_is_fast_and_names_every_option():
     done = run_studio("--help")
     assert done.returncode == 0
-    for option in ("--seeds", "--psi", "--out", "--grid", "--batch-size", "--model", "--revision"):
+    for option in ("--seeds", "--recipe", "--psi", "--out", "--grid", "--edit", "--mix", "--vary",
+                   "--between", "--batch-size", "--model", "--revision"):  # fmt: skip
         assert option in done.stdout
