@@ -28,7 +28,8 @@ class DrawingQueue:
     """Draws jobs in the order of their coming; everything of torch happens in its one thread.
 
     OpenMP keeps a team of threads for each caller's thread, and 40 callers with a lock measured
-    1.6 times slower than one thread with a queue.
+    1.6 times slower than one thread with a queue. Sharing forwards, 8 callers of single faces
+    needed 1.9 times less CPU time a face than one by one, 50 callers 2.2 times less.
 
     Args:
         render: latents `[N, ...]` → uint8 `[N, H, W, C]`.
