@@ -51,6 +51,11 @@ class TrainConfig:
 
     # Networks
     networks: str = setting("kaogan", "family of G and D", ("kaogan", "article"))
+    critic: str = setting(
+        "residual",
+        "D of kaogan: residual, or projected (heads on frozen features; try hinge, --r1-gamma 0)",
+        ("residual", "projected"),
+    )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
     z_dim: int = setting(128, "length of z")

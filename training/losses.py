@@ -104,10 +104,11 @@ def d_loss(
 
     R1 and R2 are gamma/2 · mean ‖∇D‖² at real and at fake pictures (Mescheder et al. 2018,
     arXiv 1801.04406). Where one of them is asked for, the whole pass runs in float32, because a
-    squared gradient loses too much in 16 bits.
+    squared gradient loses too much in 16 bits. A D with `embed`, a frozen map of pictures to rows
+    `[N, D]` that it judges as well as pictures, is penalised at those rows.
 
     Args:
-        D: pictures `[N, C, H, W]` → logits `[N]`; sees real and fake in one batch.
+        D: pictures `[N, C, H, W]` → logits `[N]` or `[N, K]`; sees real and fake in one batch.
         real, fake: `[N, C, H, W]` in [-1, 1]; no gradient reaches whatever made them.
         objective: a name in OBJECTIVES.
         real_label: target of real pictures, for `bce`.
@@ -115,11 +116,14 @@ def d_loss(
     Returns:
         The scalar loss, and detached scalars by name for the log.
     """
-    pictures = torch.cat([real.detach(), fake.detach()])
+    judged = torch.cat([real.detach(), fake.detach()])
     penalised = r1_gamma > 0 or r2_gamma > 0
-    pictures.requires_grad_(penalised)
-    with torch.autocast(pictures.device.type, enabled=not penalised and _autocasting(pictures)):
-        logits = D(pictures).float()
+    if embed := getattr(getattr(D, "module", D), "embed", None):
+        with torch.no_grad():
+            judged = embed(judged)
+    judged.requires_grad_(penalised)
+    with torch.autocast(judged.device.type, enabled=not penalised and _autocasting(judged)):
+        logits = D(judged).float()
     real_logits, fake_logits = logits.chunk(2)
     loss = OBJECTIVES[objective].d(real_logits, fake_logits, real_label)
     stats = {
@@ -129,7 +133,7 @@ def d_loss(
         "d_sign": (real_logits.detach().sign() - fake_logits.detach().sign()).mean() / 2,
     }
     if penalised:
-        at_real, at_fake = squared_gradient(logits, pictures).chunk(2)
+        at_real, at_fake = squared_gradient(logits, judged).chunk(2)
         r1, r2 = at_real.mean(), at_fake.mean()
         loss = loss + r1_gamma / 2 * r1 + r2_gamma / 2 * r2
         stats |= {"r1": r1.detach(), "r2": r2.detach()}
@@ -139,7 +143,7 @@ def d_loss(
 def squared_gradient(logits: Tensor, pictures: Tensor) -> Tensor:
     """Return ‖∂ sum(logits) / ∂ pictures‖² of each picture, `[N]`, differentiable once more."""
     (gradient,) = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
-    return gradient.square().sum((1, 2, 3))
+    return gradient.flatten(1).square().sum(1)
 
 
 def g_loss(

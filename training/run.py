@@ -13,6 +13,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -43,6 +44,7 @@ from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoi
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
 from training.metrics import build_extractor
+from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
 from training.transfer import init_from
 
@@ -264,8 +266,8 @@ def open_publisher(config: TrainConfig, accelerator: Accelerator) -> Publisher |
     return publisher
 
 
-def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
-    """Make the style-based generator and the residual critic."""
+def kaogan_networks(config: TrainConfig) -> tuple[Generator, nn.Module]:
+    """Make the style-based generator and its critic."""
     try:
         level = last_level(config.resolution, config.patch)
     except ModelError as error:
@@ -280,14 +282,20 @@ def kaogan_networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
         img_channels=config.img_channels,
         patch=config.patch,
     )
-    D = Discriminator(
+    return G, make_critic(config, widths)
+
+
+def make_critic(config: TrainConfig, widths: Sequence[int]) -> nn.Module:
+    """Make the critic that the configuration names."""
+    if config.critic == "projected":
+        return ProjectedDiscriminator(config.resolution, config.img_channels)
+    return Discriminator(
         resolution=config.resolution,
         channels=widths,
         img_channels=config.img_channels,
         group_size=config.group_size,
         patch=config.patch,
     )
-    return G, D
 
 
 def article_networks(config: TrainConfig) -> tuple[ArticleGenerator, ArticleDiscriminator]:
