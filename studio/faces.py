@@ -112,7 +112,7 @@ class Studio:
     @classmethod
     def _load(cls, target: str | Path, revision: str | None) -> Self:
         """Load a generator from one place or raise ModelError."""
-        G = load_network(target, revision=revision)
+        G = load_network(target, revision=revision).freeze()
         if not hasattr(G, "z_dim"):
             raise ModelError(f"{target} holds a {type(G).__name__}, which draws no faces")
         if Path(target).is_dir():

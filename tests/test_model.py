@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from model import (
@@ -17,6 +18,7 @@ from model import (
     Discriminator,
     Generator,
     ModelError,
+    ToRGB,
     check_seed,
     count_parameters,
     default_channels,
@@ -229,6 +231,37 @@ def test_demodulation_equals_weights_modulated_per_sample(G):
         y = torch.nn.functional.conv2d(x[i : i + 1], weight, padding=1) * math.sqrt(2)
         expected.append(torch.nn.functional.leaky_relu(y + conv.bias.view(1, -1, 1, 1), 0.2))
     assert torch.allclose(conv(x, w), torch.cat(expected), atol=1e-4)
+
+
+def test_a_picture_is_a_convolution_of_styled_features():
+    torch.manual_seed(0)
+    layer = ToRGB(16, 12, 8)
+    x, w = torch.randn(3, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.randn(3, 8)
+    style = layer.affine(w) * layer.gain
+    expected = F.conv2d(x * style[:, :, None, None], layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x, w), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_smoothing_is_two_boxes_with_replicated_edges(patch):
+    x = torch.randn(2, 3, 16, 16)
+    padded = F.pad(x, (patch - 1,) * 4, mode="replicate")
+    expected = F.avg_pool2d(F.avg_pool2d(padded, patch, 1), patch, 1)
+    torch.testing.assert_close(smooth_patches(x, patch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_generator_draws_the_same_faces(G, tmp_path):
+    z = latents_from_seeds(range(8), G.z_dim)
+    expected, state = pixels(G(z, 0.7)), {k: v.clone() for k, v in G.state_dict().items()}
+    assert (pixels(G.freeze()(z, 0.7)) - expected).abs().max() <= 1
+    G.save_pretrained(tmp_path)
+    loaded = Generator.from_pretrained(tmp_path)
+    assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
+    ws = G.mapping(z).clone().requires_grad_()  # which a match of a picture follows
+    (gradient,) = torch.autograd.grad(G.synthesis(ws).square().mean(), ws)
+    ws = ws.detach().requires_grad_()
+    (as_before,) = torch.autograd.grad(loaded.synthesis(ws).square().mean(), ws)
+    torch.testing.assert_close(gradient, as_before, rtol=1e-3, atol=1e-6)
 
 
 def test_the_most_real_of_each_group_is_chosen():
