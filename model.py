@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+DIRECTIONS_NAME = "directions.safetensors"  # named directions in w, beside the weights
 SEED_MAX = 2**32 - 1
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slope 0.2, nearly
@@ -170,7 +171,7 @@ class KaoganModel(
         """
         access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         place = (path_or_repo, subfolder)
-        config = _fetch(*place, CONFIG_NAME, revision, MAX_CONFIG_BYTES, **access)
+        config = fetch_file(*place, CONFIG_NAME, revision, MAX_CONFIG_BYTES, **access)
         kind, arguments = read_config(config)
         if cls is not KaoganModel and kind is not cls:
             raise ModelError(
@@ -182,7 +183,7 @@ class KaoganModel(
         limit = MAX_CONFIG_BYTES + 8 * sum(v.numel() for v in network.state_dict().values())
         if not Path(path_or_repo).is_dir():  # of the same commit, even if the branch has moved on
             revision = config.parents[len(Path(subfolder).parts)].name
-        weights = _fetch(*place, WEIGHTS_NAME, revision, limit, **access)
+        weights = fetch_file(*place, WEIGHTS_NAME, revision, limit, **access)
         if (size := weights.stat().st_size) > limit:  # its header alone could fill the memory
             raise ModelError(
                 f"{weights} is {size:,} bytes large, where at most {limit:,} can be right"
@@ -197,7 +198,7 @@ def load_network(path_or_repo: str | Path, **options: Any) -> KaoganModel:
     return KaoganModel.from_pretrained(path_or_repo, **options)
 
 
-def _fetch(
+def fetch_file(
     path_or_repo: str | Path,
     subfolder: str,
     name: str,
@@ -205,7 +206,16 @@ def _fetch(
     max_bytes: int,
     **access: Any,
 ) -> Path:
-    """Return the local path of one of the two files, downloading it if it is on the Hub."""
+    """Return the local path of one file, downloading it if it is on the Hub.
+
+    Args:
+        path_or_repo, subfolder, name, revision: which file.
+        max_bytes: refused beyond this, before a download.
+        access: token, cache_dir, local_files_only, as `hf_hub_download` takes them.
+    Raises:
+        ModelError: no such file, too large, damaged, or the Hub is out of reach; caused by the
+            client's error where there is one.
+    """
     if Path(path_or_repo).is_dir():
         folder = Path(path_or_repo) / subfolder
         if not (folder / name).is_file():
@@ -231,9 +241,9 @@ def _download(
     where: dict[str, Any],
     max_bytes: int,
     *,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> Path:
     """Return a file of the Hub: from the cache if its commit is fixed or the Hub is out of reach.
 

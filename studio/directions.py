@@ -28,7 +28,6 @@ from torch import Tensor
 from model import Generator
 from studio.recipe import GROUPS, MAX_EDIT, NAME, Edit
 
-DIRECTIONS_NAME = "directions.safetensors"
 FORMAT = "kaogan-directions-1"
 KINDS = ("attribute", "principal", "closed-form")
 MAX_ENTRIES = 64

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,15 +25,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 import model
-from model import Discriminator, KaoganModel, ModelError, load_network
-from studio.directions import DIRECTIONS_NAME, Directions, DirectionsError, read_directions
+from model import Discriminator, KaoganModel, ModelError, fetch_file, load_network
+from studio.directions import Directions, DirectionsError, largest_file, read_directions
 from studio.drawing import DrawingQueue
 from studio.latents import list_faults, recipe_to_ws, recipe_to_z
 from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, check_psi
+from studio.revisions import Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
@@ -50,6 +52,7 @@ class Studio:
         D: the discriminator that it was trained with, or None where only G is there.
         source: where its weights came from, for people.
         revision: first 12 hex digits of the SHA-256 of its `model.safetensors`.
+        repo: the Hub repository that was asked for, or "".
         notice: "", or a sentence that says why other weights than the asked ones are in use.
         directions: its sliders and colours, or None.
         directions_notice: "", or a sentence that says why there are none.
@@ -63,16 +66,18 @@ class Studio:
         revision: str,
         notice: str = "",
         card: str = "",
+        repo: str = "",
         D: Discriminator | None = None,
         directions: Directions | None = None,
         directions_notice: str = "",
     ) -> None:
         self.G, self.D = G, D
         self.source, self.revision, self.notice = source, revision, notice
-        self.directions = directions
+        self.repo, self.directions = repo, directions
         self.directions_notice = directions_notice or ("" if directions else NO_DIRECTIONS)
         self._card = card
         self.drawing = DrawingQueue(self._render)
+        self._revisions = Revisions(type(self)._load)
 
     @classmethod
     def open(
@@ -107,28 +112,26 @@ class Studio:
                 f"The weights of {str(path_or_repo):.100} could not be loaded, so these faces "
                 f"come from the bundled ones."
             )
+            studio.repo = str(path_or_repo)  # it may be back when an address names a revision
             return studio
 
     @classmethod
     def _load(cls, target: str | Path, revision: str | None) -> Self:
         """Load a generator from one place or raise ModelError."""
-        G = load_network(target, revision=revision).freeze()
+        is_folder = Path(target).is_dir()
+        commit = None if is_folder else find_commit(str(target), revision)
+        G = load_network(target, revision=commit).freeze()
         if not hasattr(G, "z_dim"):
             raise ModelError(f"{target} holds a {type(G).__name__}, which draws no faces")
-        if Path(target).is_dir():
-            weights, card = Path(target) / model.WEIGHTS_NAME, Path(target) / "README.md"
-        else:
-            repo = str(target)
-            weights = Path(
-                hf_hub_download(repo, model.WEIGHTS_NAME, revision=revision, local_files_only=True)
-            )
-            card = weights.parent / "README.md"
+        weights = fetch_file(target, "", model.WEIGHTS_NAME, commit, sys.maxsize)
+        card = weights.with_name("README.md")
         source = "the bundled weights" if target == BUNDLED else str(target)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        directions, why = find_directions(weights.with_name(DIRECTIONS_NAME), G, digest)
+        directions, why = find_directions(target, commit, G, digest)
         return cls(
             G,
             D=find_discriminator(Path(target), G),
+            repo="" if is_folder else str(target),
             source=f"{source} at {revision}" if revision else source,
             revision=digest[:12],
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
@@ -233,6 +236,19 @@ class Studio:
             fields[name] = left
         return replace(recipe, **fields), " ".join(dict.fromkeys(sentences))
 
+    def open_revision(self, rev: str) -> Studio | None:
+        """Return a studio of other weights of this one's repository, as an address names them.
+
+        Args:
+            rev: first 12 hex digits of their SHA-256; anything else may be asked for.
+        Returns:
+            None where the page's repository has no such revision, or none within some seconds;
+            a page of a folder knows only its own. The two used last are kept open.
+        """
+        if rev == self.revision:
+            return self
+        return self._revisions.open(self.repo, rev) if self.repo else None
+
     def _faults(self, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         """Yield what this generator cannot draw of a recipe: field, entry, sentence."""
         return list_faults(self.G, self.directions, self.directions_notice, recipe)
@@ -287,15 +303,37 @@ class Studio:
         return to_uint8(draw(latents))
 
 
-def find_directions(path: Path, G: KaoganModel, digest: str) -> tuple[Directions | None, str]:
-    """Return the directions in a file and "", or None and a sentence that says why."""
-    if not path.is_file():
+def find_commit(repo: str, revision: str | None) -> str:
+    """Return the commit that a revision of a repository names now, or named when last reached."""
+    config = fetch_file(repo, "", model.CONFIG_NAME, revision, model.MAX_CONFIG_BYTES)
+    return config.parent.name  # the cache keeps a folder for each commit
+
+
+def find_directions(
+    target: str | Path, commit: str | None, G: KaoganModel, digest: str
+) -> tuple[Directions | None, str]:
+    """Return the directions beside a generator and "", or None and a sentence that says why.
+
+    Args:
+        target, commit: the generator's folder, or its repository and commit.
+        G, digest: the generator, and the SHA-256 of its weights.
+    """
+    if not G.num_ws:
+        return None, "These weights have no w, so there are no sliders by name."
+    if Path(target).is_dir() and not (Path(target) / model.DIRECTIONS_NAME).is_file():
         return None, NO_DIRECTIONS
     try:
+        path = fetch_file(target, "", model.DIRECTIONS_NAME, commit, largest_file(G))
         return read_directions(path, G, digest), ""
+    except ModelError as error:
+        if isinstance(error.__cause__, RemoteEntryNotFoundError):  # which is no fault
+            return None, NO_DIRECTIONS
+        logging.getLogger(__name__).warning("%s", error)
+        why = "the directions file could not be fetched"
     except DirectionsError as error:
-        logging.getLogger(__name__).warning("%s: %s", path, error)
-        return None, f"There are no sliders by name: {error}."
+        logging.getLogger(__name__).warning("%s: %s", target, error)
+        why = f"{error}"
+    return None, f"There are no sliders by name: {why}."
 
 
 def find_discriminator(folder: Path, G: KaoganModel) -> Discriminator | None:

@@ -326,6 +326,15 @@ class Handler(BaseHTTPRequestHandler):
         ]
         return as_json({"branches": [head], "converts": [], "tags": tags})
 
+    def list_commits(self, _body: bytes, repo: str, revision: str) -> Reply:
+        """GET /api/models/NAME/commits/REVISION, the newest 50"""
+        found = self.open_repo(repo)
+        if isinstance(found, Reply):
+            return found
+        line = found.commits[: found.commits.index(found.find(revision)) + 1]
+        titles = [{"id": c.oid, "title": c.message, "authors": []} for c in reversed(line)]
+        return as_json(titles[:50])
+
     # -- pushing
 
     def validate(self, body: bytes) -> Reply:
@@ -453,6 +462,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply]]] = [
     ("GET", "/api/models/NAME", Handler.info),
     ("GET", "/api/models/NAME/revision/(?P<revision>[^/]+)", Handler.info),
     ("GET", "/api/models/NAME/refs", Handler.refs),
+    ("GET", "/api/models/NAME/commits/(?P<revision>[^/]+)", Handler.list_commits),
     ("POST", "/api/models/NAME/preupload/(?P<revision>[^/]+)", Handler.preupload),
     ("POST", "/api/models/NAME/commit/(?P<revision>[^/]+)", Handler.commit),
     ("POST", "/api/models/NAME/tag/(?P<revision>[^/]+)", Handler.tag),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from edits import SLIDERS, save_directions
 from hub_server import Hub, card_errors
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import _http
@@ -22,8 +23,10 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 import studio.faces
+import studio.revisions
 from model import Discriminator, Generator, ModelError, load_network
 from studio.faces import Studio
+from studio.recipe import Edit, Recipe
 from training.checkpoint import checkpoint_path
 from training.config import ConfigError, TrainConfig, make_config
 from training.publish import (
@@ -185,7 +188,7 @@ def test_what_the_trainer_drew_is_what_the_page_draws(hub, faces_dir, tmp_path):
     )  # fmt: skip
     assert pulled.returncode == 0, pulled.stderr
     asked = {line.split("/")[-1] for line in hub.requests("GET .*/resolve/")}
-    assert asked <= {"config.json", "model.safetensors"}
+    assert asked <= {"config.json", "model.safetensors", "directions.safetensors"}
     by_tag, by_commit = np.load(target)
     np.testing.assert_array_equal(by_tag, by_commit)
     np.testing.assert_array_equal(by_tag, Studio.open(out / "generator").draw(range(64), 0.7))
@@ -771,3 +774,220 @@ def test_several_pages_may_pull_at_once(hub, published):
     for thread in threads:
         thread.join(30)
     assert len(found) == 4
+
+
+# ------------------------------------------------------------------------------------------
+# Directions travel with the weights
+
+EDITED = """
+import sys
+import numpy as np
+from studio.faces import Studio
+from studio.recipe import recipe_from_query
+from urllib.parse import parse_qsl
+repo, revision, out, query = sys.argv[1:]
+studio = Studio.open(repo, revision, fallback=False)
+recipe, line = recipe_from_query(dict(parse_qsl(query)), 0, studio.revision)
+assert not line, line
+np.save(out, studio.draw_recipes([recipe]))
+"""
+
+
+@pytest.fixture
+def directed(run_folder):
+    """Return the folder of a run's generator that has directions."""
+    folder = run_folder / "generator"
+    save_directions(folder, Generator.from_pretrained(folder))
+    return folder
+
+
+def test_an_edited_face_is_the_same_after_push_and_pull(hub, run_folder, directed, tmp_path):
+    assert main([str(run_folder), "--repo", REPO, "--hub-token", TOKEN]) == 0
+    at_home = Studio.open(directed)
+    recipe = Recipe(3, edits=(Edit(SLIDERS[0], 2), Edit("hair", "#3fa34d")))
+    face = at_home.draw_recipes([recipe])
+    assert (face != at_home.draw([3])).any()
+    target = tmp_path / "drawn.npy"
+    query = recipe.query(at_home.revision)[1:]
+    pulled = subprocess.run(
+        [sys.executable, "-c", EDITED, REPO, "kimg-64", str(target), query],
+        cwd=ROOT, env=environment(hub, tmp_path), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert pulled.returncode == 0, pulled.stderr
+    np.testing.assert_array_equal(np.load(target), face)
+    asked = {line.split("/")[-1] for line in hub.requests("(GET|HEAD) .*/resolve/")}
+    assert asked == {"config.json", "model.safetensors", "directions.safetensors"}
+
+
+def test_directions_of_other_weights_are_not_pushed(run_folder, directed):
+    assert "directions.safetensors" in snapshot(run_folder).files
+    write_networks(run_folder, seed=1)
+    assert "directions.safetensors" not in snapshot(run_folder).files
+    (directed / "directions.safetensors").write_bytes(b"x")
+    assert "directions.safetensors" not in snapshot(run_folder).files
+
+
+def test_a_repository_without_directions_is_no_fault(hub, published, caplog):
+    studio = Studio.open(REPO)
+    assert studio.directions_notice.startswith("These weights have no directions file")
+    assert caplog.text == ""
+    assert studio.repo == REPO
+
+
+def push_directions(hub, published, content):
+    hub.commit(published, "d", {"directions.safetensors": content}, ("directions.safetensors",))
+
+
+def test_directions_come_from_the_commit_of_the_weights_and_from_the_cache(
+    hub, published, directed
+):
+    push_directions(hub, published, (directed / "directions.safetensors").read_bytes())
+    commit = published.commits[-1].oid
+    hub.after["GET .*config.json"] = lambda: push_directions(hub, published, b"of later")
+    recipe = Recipe(3, edits=(Edit(SLIDERS[0], 2),))
+    face = Studio.open(directed).draw_recipes([recipe])
+    np.testing.assert_array_equal(Studio.open(REPO).draw_recipes([recipe]), face)
+    hub.stop()
+    for revision in (commit, None):
+        np.testing.assert_array_equal(Studio.open(REPO, revision).draw_recipes([recipe]), face)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x80\x04pickle", "the directions file is not readable as safetensors"),
+        (b"x" * 1_000_000, "the directions file could not be fetched"),
+    ],
+)
+def test_hostile_directions_cost_only_the_sliders(hub, published, content, says):
+    push_directions(hub, published, content)
+    studio = Studio.open(REPO)
+    assert studio.directions is None
+    assert studio.directions_notice == f"There are no sliders by name: {says}."
+    assert studio.draw([1]).shape == (1, 16, 16, 3)
+    assert len(hub.requests("GET /cdn/")) == (1 if len(content) > 100 else 2)
+
+
+# ------------------------------------------------------------------------------------------
+# Revisions that an address names
+
+
+@pytest.fixture
+def older(hub, published):
+    """Return (revision, face of seed 1) of weights 0, 1 and 2, of which 2 are the newest."""
+    revisions = []
+    for seed in (1, 2):
+        hub.commit(
+            published, f"{seed}", {"model.safetensors": weights(seed)}, ("model.safetensors",)
+        )
+        hub.commit(published, "card", {"README.md": b"%d" % seed})
+    for commit in (published.commits[1], published.commits[2], published.commits[4]):
+        studio = Studio.open(REPO, commit.oid)
+        revisions.append((studio.revision, studio.draw([1])))
+    return revisions
+
+
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another"))
+
+
+def test_an_older_revision_of_the_repository_is_found_and_kept(
+    hub, published, older, tmp_path, monkeypatch
+):
+    empty_cache(tmp_path, monkeypatch)
+    studio = Studio.open(REPO)
+    assert studio.revision == older[2][0]
+    assert studio.open_revision(studio.revision) is studio
+    for revision, face in older[:2]:  # the first one is tagged, the second one is not
+        other = studio.open_revision(revision)
+        assert other.revision == revision
+        np.testing.assert_array_equal(other.draw([1]), face)
+        hub.log.clear()
+        assert studio.open_revision(revision) is other
+        assert hub.log == []
+    assert not hub.requests("README.md")
+
+
+def test_what_is_not_of_this_repository_is_never_opened(hub, published, older, run_folder):
+    stranger = hub.create("other/faces")
+    files = {**published.commits[-1].files, "model.safetensors": weights(9)}
+    hub.commit(stranger, "x", files, ("model.safetensors",))
+    foreign = Studio.open("other/faces").revision
+    studio = Studio.open(REPO)
+    hub.log.clear()
+    assert studio.open_revision(foreign) is None
+    asked = len(hub.log)
+    assert 0 < asked <= 2 + len(published.commits)
+    assert not hub.requests("GET .*/resolve/")
+    for rev in (foreign, "f" * 12, "e" * 12):
+        assert studio.open_revision(rev) is None
+    assert len(hub.log) == asked  # the Hub is left alone for a while
+    for hostile in ("", "F" * 12, "f" * 64, "../" * 4, "<script>", "0" * 11):
+        assert studio.open_revision(hostile) is None
+    at_home = Studio.open(run_folder / "generator")
+    assert at_home.open_revision(older[1][0]) is None
+    assert len(hub.log) == asked
+
+
+def test_no_more_commits_are_asked_for_than_the_bound(hub, published, older, monkeypatch):
+    monkeypatch.setattr(studio.revisions, "MAX_COMMITS", 3)
+    opened = Studio.open(REPO)
+    hub.log.clear()
+    assert opened.open_revision("f" * 12) is None
+    assert len(hub.requests("HEAD ")) == 3
+
+
+def test_two_other_revisions_are_kept_open(hub, published, older, monkeypatch):
+    monkeypatch.setattr(studio.revisions, "KEPT", 1)
+    opened = Studio.open(REPO)
+    first = opened.open_revision(older[0][0])
+    assert opened.open_revision(older[0][0]) is first
+    assert opened.open_revision(older[1][0]).revision == older[1][0]
+    again = opened.open_revision(older[0][0])
+    assert again is not first
+    assert again.revision == first.revision
+
+
+def test_downloaded_revisions_open_without_the_hub(hub, published, older):
+    opened = Studio.open(REPO)
+    hub.stop()
+    assert opened.open_revision(older[0][0]).revision == older[0][0]
+    assert opened.open_revision("f" * 12) is None
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status": 500}, {"nonsense": True}, {"stall": True}, {"status": 404}]
+)
+@pytest.mark.parametrize("where", ["GET .*/refs", "GET .*/commits", "HEAD ", "GET /cdn"])
+def test_a_failing_hub_costs_a_visitor_no_more_than_patience(
+    hub, published, older, fault, where, tmp_path, monkeypatch
+):
+    opened = Studio.open(REPO)
+    empty_cache(tmp_path, monkeypatch)
+    monkeypatch.setattr(studio.revisions, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.fail(where, **fault)
+    started = time.monotonic()
+    found = opened._revisions.open(REPO, older[1][0], patience=2)
+    assert time.monotonic() - started < 4
+    assert found is None
+    np.testing.assert_array_equal(opened.draw([1]), older[2][1])
+
+
+def test_many_visitors_of_one_revision_wait_for_one_search(
+    hub, published, older, tmp_path, monkeypatch
+):
+    opened = Studio.open(REPO)
+    empty_cache(tmp_path, monkeypatch)
+    hub.log.clear()
+    found, threads = [], []
+    for _ in range(6):
+        visit = threading.Thread(target=lambda: found.append(opened.open_revision(older[1][0])))
+        threads.append(visit)
+        visit.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 6
+    assert all(one is found[0] for one in found)
+    assert found[0].revision == older[1][0]
+    assert len(hub.requests("/refs")) == 1

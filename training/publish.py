@@ -4,13 +4,15 @@
     python -m training.publish runs/mine --repo owner/name               # a run of earlier
 
 The repository gets the generator at its root (config.json, model.safetensors, the card as
-README.md), discriminator/, grids, stats.jsonl, and train_config.json without local paths.
+README.md, and directions.safetensors if it has one), discriminator/, grids, stats.jsonl, and
+train_config.json without local paths.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import re
 import sys
@@ -33,8 +35,9 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+from safetensors import SafetensorError, safe_open
 
-from model import CONFIG_NAME, WEIGHTS_NAME, ModelError, load_network
+from model import CONFIG_NAME, DIRECTIONS_NAME, WEIGHTS_NAME, ModelError, load_network
 from training.checkpoint import list_checkpoints
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig, make_config, read_config_file
 
@@ -276,7 +279,8 @@ def take_snapshot(
     for path in places.values():
         if not path.is_file():
             raise PublishError(f"{path} is missing: {folder} holds no generator to publish yet")
-    places |= {path.name: path for path in sorted((folder / "generator").glob("directions*"))}
+    if fit_directions(folder / "generator"):
+        places[DIRECTIONS_NAME] = folder / "generator" / DIRECTIONS_NAME
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         places[f"discriminator/{name}"] = folder / "discriminator" / name
     grids = find_grids(folder)
@@ -290,6 +294,19 @@ def take_snapshot(
     files["README.md"] = card.encode()
     files["train_config.json"] = (json.dumps(shareable(config), indent=2) + "\n").encode()
     return Snapshot(folder, kimg, files, tag)
+
+
+def fit_directions(generator: Path) -> bool:
+    """Tell whether directions lie beside a generator's weights and were made for just these."""
+    path = generator / DIRECTIONS_NAME
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_for = (file.metadata() or {}).get("generator")
+    except SafetensorError:
+        return False
+    return made_for == hashlib.sha256((generator / WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
 def find_grids(folder: Path) -> dict[str, Path]:
