@@ -1,21 +1,19 @@
 """Faces that turn into each other: recipes → frames → MP4 or animated WebP.
 
-    from studio.morph import frames, write_mp4
+from studio.morph import frames, write_mp4
 
-    write_mp4("walk.mp4", studio, [Recipe(42), Recipe(77), Recipe(9)], seconds=2, fps=30)
+write_mp4("walk.mp4", studio, [Recipe(42), Recipe(77), Recipe(9)], seconds=2, fps=30)
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import av
 import numpy as np
@@ -105,9 +103,7 @@ def is_plain(recipe: Recipe) -> bool:
 
 def walk_in_z(a: Recipe, b: Recipe, shares: Sequence[float]) -> list[Recipe]:
     """Return plain recipes on the great circle in z from one plain recipe to another."""
-    return [
-        Recipe(a.seed, a.psi + s * (b.psi - a.psi), between=Between(b.seed, s)) for s in shares
-    ]
+    return [Recipe(a.seed, a.psi + s * (b.psi - a.psi), between=Between(b.seed, s)) for s in shares]
 
 
 def walk_recipes(walk: Walk) -> Iterator[Recipe]:
@@ -182,9 +178,7 @@ class Format:
 
 # High profile in yuv420p is what every browser plays; the index comes first (faststart), so that
 # playing starts before the file is there. crf 20 is visually clean on flat colours.
-MP4 = Format(
-    "mp4", "libx264", {"crf": "20", "preset": "veryfast"}, {"movflags": "+faststart"}
-)
+MP4 = Format("mp4", "libx264", {"crf": "20", "preset": "veryfast"}, {"movflags": "+faststart"})
 # Method 2 of 6 takes half the time of the usual 4 and makes files a twentieth larger.
 WEBP = Format("webp", "libwebp_anim", {"quality": "80", "compression_level": "2"}, {})
 

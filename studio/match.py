@@ -1,0 +1,545 @@
+"""A picture → the face of the generator that is nearest to it, as a recipe.
+
+    from studio.match import match, open_upload
+
+    recipe = match(studio, open_upload("her.png"))      # at most 15 s on two cores
+    face = studio.draw_recipes([recipe])[0]
+
+Three steps. A linear map from a small picture to w, fitted to generated faces, gives a start. Then
+Levenberg-Marquardt looks for one w for all layers, with a shift and a scale of the picture: with
+so few unknowns every derivative is a forward pass, and a dozen steps bring a generated face back
+nearly exactly. At last each layer group gets a w of its own, by Adam, under a loss on pixels and
+on what the discriminator sees.
+
+Latents are searched as v: whitened, as they stand before the mapping network's last leaky ReLU.
+There they are nearly Gaussian (Zhu et al. 2020, arXiv 2012.09036), so that |v|² is a pull towards
+faces that seeds have.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from model import LRELU_GAIN, LRELU_SLOPE, Discriminator, Generator, latents_from_seeds
+from studio.faces import Studio
+from studio.latents import encode_ws, filled_groups
+from studio.morph import Stopped
+from studio.recipe import Recipe, check_number
+
+MAX_BYTES = 10_000_000  # of an upload
+MAX_PIXELS = 40_000_000
+MAX_SCANS = 100  # of a JPEG; a progressive one has about ten, and each costs a whole pass
+MAX_REMARKS = 2000  # of a GIF; Pillow joins them in quadratic time
+KEPT_SIZE = 1024  # px, the longer side of what is kept of an upload
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+KINDS = "JPEG, PNG, WebP or GIF"
+
+SAMPLES = 2048  # generated faces that the start is fitted to
+SMALL = 16  # px, of the pictures that the start looks at
+RIDGE = 0.3  # relative to the pictures' variance; best of 0.01 … 10 on 1,024 other faces
+EXACT = 64  # px; Levenberg-Marquardt sees no finer
+TRUST = 1e-3  # weight of |v|² relative to the remaining loss
+OURS = 0.004  # share of a picture's variance: what is nearer is a generated face, and is done
+ADAM_STEPS = 160
+ADAM_RATE = 0.06
+PULL = 3e-3  # weight of |v|²
+WARP_UNIT = 0.05  # shift (of half a width) and log scale of one unit of the warp
+WARP_PULL = 0.1  # a unit of warp is as unlikely as v is in one direction of ten
+
+Progress = Callable[[float], None]
+_turn = threading.Lock()  # one picture at a time: two would take the page's cores
+_spaces: WeakKeyDictionary[Studio, Space] = WeakKeyDictionary()
+
+
+class MatchError(ValueError):
+    """A picture that cannot be matched; the message is one sentence for people."""
+
+
+# ------------------------------------------------------------------------------------------
+# Uploads
+
+
+def open_upload(path: str | Path) -> Image.Image:
+    """Open a picture that anyone may have made.
+
+    Args:
+        path: JPEG, PNG, WebP or GIF (its first frame) of at most 10 MB and 40 megapixels.
+    Returns:
+        mode RGB, turned as its EXIF says, transparency over white, at most 1024 px wide and high.
+    Raises:
+        MatchError: anything else.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError:
+        raise MatchError("This file cannot be read; choose it once more.") from None
+    if len(data) > MAX_BYTES:
+        raise MatchError(
+            f"This picture is too large: at most {MAX_BYTES // 10**6} MB; save it smaller."
+        )
+    if data.count(b"\xff\xda") > MAX_SCANS and data[:2] == b"\xff\xd8":
+        raise MatchError("This JPEG is made of too many scans; save it once more.")
+    if data[:3] == b"GIF" and data.count(b"!\xfe") > MAX_REMARKS:
+        raise MatchError("This GIF holds too many remarks; save it once more.")
+    try:
+        return _decode(data)
+    except MatchError:
+        raise
+    except UnidentifiedImageError:
+        raise MatchError(f"This is no picture that can be read; send a {KINDS}.") from None
+    except Exception:  # Pillow's decoders raise nearly anything on damaged data
+        raise MatchError("This picture is damaged; save or download it once more.") from None
+
+
+def _decode(data: bytes) -> Image.Image:
+    """Decode a picture into RGB of at most KEPT_SIZE px."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise MatchError(
+                f"This picture has too many pixels: at most {MAX_PIXELS // 10**6} megapixels; "
+                f"save it smaller."
+            )
+        image.draft(None, (2 * KEPT_SIZE, 2 * KEPT_SIZE))  # a large JPEG is decoded smaller
+        image.load()
+        orientation = image.getexif().get(0x0112) if image.format == "JPEG" else None
+        small = _shrink(image)
+    if orientation:
+        small.getexif()[0x0112] = orientation
+    with suppress(Exception):  # a picture with damaged EXIF is still a picture
+        small = ImageOps.exif_transpose(small)
+    if small.mode == "RGBA":
+        white = Image.new("RGBA", small.size, (255, 255, 255, 255))
+        small = Image.alpha_composite(white, small)
+    return small.convert("RGB")
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    """Return a copy in RGB or RGBA, at most KEPT_SIZE px wide and high."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
+        grey = np.clip(np.asarray(image), 0, 65535) / 257
+        image = Image.fromarray(grey.round().astype(np.uint8))
+    see_through = "A" in image.getbands() or "transparency" in image.info
+    image = image.convert("RGBA" if see_through else "RGB")
+    image.thumbnail((KEPT_SIZE, KEPT_SIZE), Image.Resampling.LANCZOS)
+    return image
+
+
+# ------------------------------------------------------------------------------------------
+# What is known of a generator
+
+
+class Space:
+    """The latents of one generator, whitened, and a first guess of them from a picture.
+
+    Args:
+        G, D: the networks; D may be None.
+        tick: called with the share that is done, 0 … 1; may raise to stop.
+    """
+
+    def __init__(self, G: Generator, D: Discriminator | None, tick: Progress) -> None:
+        self.G, self.D = G, D
+        self.groups = filled_groups(G)
+        z = latents_from_seeds(range(SAMPLES), G.z_dim)
+        p = before_activation(G.mapping_network(z))
+        self.mean = p.mean(0)
+        spread = torch.cov(p.t()) + 1e-4 * p.var() * torch.eye(G.w_dim)
+        self.root = torch.linalg.cholesky(spread)  # [w_dim, w_dim], p = mean + root v
+        v = torch.linalg.solve_triangular(self.root, (p - self.mean).t(), upper=False).t()
+        self._fit(z, v, tick)
+
+    def _fit(self, z: Tensor, v: Tensor, tick: Progress) -> None:
+        """Fit the first guess, by ridge regression, and how much each feature of D varies."""
+        small, seen = [], []
+        for start in range(0, len(z), 32):
+            tick(start / len(z))
+            faces = self.G(z[start : start + 32])
+            small.append(shrink(faces, SMALL).flatten(1))
+            if self.D is not None and start < 128:
+                seen.append([f.square().mean((0, 2, 3)) for f in self._features(faces)])
+        x = torch.cat(small)
+        self.small_mean = x.mean(0)
+        x = x - self.small_mean
+        gram = x.t() @ x
+        gram += RIDGE * gram.trace() / gram.shape[0] * torch.eye(len(gram))
+        self.guess_map = torch.linalg.solve(gram, x.t() @ v)
+        means = [torch.stack(level).mean(0) for level in zip(*seen, strict=True)]
+        self.feature_scales = [m.add(1e-8).rsqrt()[:, None, None] for m in means]
+
+    def guess(self, pictures: Tensor) -> Tensor:
+        """Return a first v `[N, w_dim]` of pictures `[N, C, H, W]`."""
+        return (shrink(pictures, SMALL).flatten(1) - self.small_mean) @ self.guess_map
+
+    def to_ws(self, v: Tensor) -> Tensor:
+        """Map v `[N, 1 or groups, w_dim]` to ws `[N, num_ws, w_dim]`."""
+        w = LRELU_GAIN * F.leaky_relu(self.mean + v @ self.root.t(), LRELU_SLOPE)
+        if w.shape[1] == 1:
+            return w.expand(-1, self.G.num_ws, -1)
+        counts = torch.tensor([group.stop - group.start for group in self.groups])
+        return w.repeat_interleave(counts, 1)
+
+    def draw(self, v: Tensor) -> Tensor:
+        """Draw v `[N, 1 or groups, w_dim]` as pictures `[N, C, H, W]`."""
+        return self.G.synthesis(self.to_ws(v))
+
+    def _features(self, pictures: Tensor) -> list[Tensor]:
+        """Return what D's blocks see in pictures, `[N, channels, h, w]` each."""
+        x = F.pixel_unshuffle(pictures, self.D.patch)
+        x = self.D.from_rgb(x.contiguous(memory_format=torch.channels_last))
+        found = []
+        for block in self.D.blocks.values():
+            x = block(x)
+            found.append(x)
+        return found
+
+    def features(self, pictures: Tensor) -> list[Tensor]:
+        """Return D's features, each channel of unit mean square over faces; [] without D."""
+        if self.D is None:
+            return []
+        found = self._features(pictures)
+        return [f * scale for f, scale in zip(found, self.feature_scales, strict=True)]
+
+    def likeness(self, pictures: Tensor) -> Tensor:
+        """Return how much each picture `[N, C, H, W]` looks like a well-placed face, `[N]`."""
+        if self.D is not None:  # one by one: their company must not count
+            return torch.stack([self.D(picture[None])[0] for picture in pictures])
+        v = self.guess(pictures)
+        drawn = torch.cat([self.draw(part[:, None]) for part in v.split(32)])
+        away = shrink(drawn - pictures, SMALL).square().mean((1, 2, 3))
+        return -4 * away / (pictures.var((1, 2, 3)) + 0.01)
+
+
+def before_activation(w: Tensor) -> Tensor:
+    """Undo the gain and the leaky ReLU at the end of the mapping network."""
+    return torch.where(w < 0, w / LRELU_SLOPE, w) / LRELU_GAIN
+
+
+def shrink(pictures: Tensor, size: int) -> Tensor:
+    """Average pictures `[N, C, H, W]` down to `size` px; smaller ones stay."""
+    return F.adaptive_avg_pool2d(pictures, size) if pictures.shape[-1] > size else pictures
+
+
+# ------------------------------------------------------------------------------------------
+# Where the face is
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square of a picture, in px; it may reach beyond, where the ground is white."""
+
+    x: float  # of the centre
+    y: float
+    side: float
+
+    def cut(self, image: Image.Image, size: int, channels: int) -> np.ndarray:
+        """Return the square as uint8 `[size, size, channels]`."""
+        side = max(1, round(self.side))
+        left, top = round(self.x - side / 2), round(self.y - side / 2)
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(image, (-left, -top))
+        square = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        pixels = np.asarray(square if channels == 3 else square.convert("L"))
+        return pixels.reshape(size, size, channels)
+
+
+def cut_all(G: Generator, image: Image.Image, boxes: list[Box]) -> Tensor:
+    """Return squares of a picture as `[N, C, H, W]` in [-1, 1]."""
+    pixels = np.stack([box.cut(image, G.resolution, G.img_channels) for box in boxes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def whole_boxes(image: Image.Image) -> list[Box]:
+    """Return the largest square inside a picture, and the smallest around it if it is another."""
+    sides = sorted({image.width, image.height})
+    return [Box(image.width / 2, image.height / 2, side) for side in sides]
+
+
+def likely_boxes(image: Image.Image) -> list[Box]:
+    """Return squares of six sizes all over a picture."""
+    longer = max(image.size)
+    places = [0.25, 0.375, 0.5, 0.625, 0.75]
+    return [
+        Box(x * image.width, y * image.height, longer * share)
+        for share in (0.4, 0.5, 0.64, 0.8, 1.0, 1.25)
+        for x in places
+        for y in places
+    ]
+
+
+def boxes_near(box: Box) -> list[Box]:
+    """Return squares that are shifted and scaled a little."""
+    return [
+        Box(box.x + dx * box.side, box.y + dy * box.side, box.side * scale)
+        for scale in (0.87, 1.0, 1.15)
+        for dx in (-0.07, 0, 0.07)
+        for dy in (-0.07, 0, 0.07)
+    ]
+
+
+def align(space: Space, image: Image.Image, tick: Progress) -> tuple[Box, Box | None]:
+    """Find the square of a picture that is cut like the faces that the generator draws.
+
+    Returns:
+        the whole picture's square, and another one if that looks clearly more like a face.
+    """
+
+    def best(boxes: list[Box]) -> tuple[float, Box]:
+        scores = []
+        for start in range(0, len(boxes), 32):
+            tick(0.0)
+            scores.append(space.likeness(cut_all(space.G, image, boxes[start : start + 32])))
+        found = torch.cat(scores)
+        return float(found.max()), boxes[int(found.argmax())]
+
+    whole_score, whole = best(whole_boxes(image))
+    _, rough = best(likely_boxes(image))
+    score, box = best(boxes_near(rough))
+    return whole, box if score > whole_score + 0.5 else None
+
+
+# ------------------------------------------------------------------------------------------
+# The search
+
+
+@dataclass
+class Clock:
+    """Reports progress, and ends the work when it is asked to or when time is over."""
+
+    seconds: float
+    progress: Progress | None
+    stop: threading.Event | None
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.start = time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.seconds - (time.monotonic() - self.start)
+
+    def tick(self, share: float) -> None:
+        """Report a share that is done, 0 … 1; raise Stopped if asked to stop."""
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
+        self.share = max(self.share, min(1.0, share))
+        if self.progress is not None:
+            self.progress(self.share)
+
+    def part(self, low: float, high: float) -> Progress:
+        """Return a tick for the part of the work between two shares."""
+        return lambda share: self.tick(low + share * (high - low))
+
+
+def warp(pictures: Tensor, move: Tensor) -> Tensor:
+    """Shift and scale pictures `[N, C, H, W]` by moves `[N, 3]`, in units of WARP_UNIT."""
+    shift, scale = move[:, :2] * WARP_UNIT, (move[:, 2] * WARP_UNIT).exp()
+    zero = torch.zeros_like(scale)
+    rows = [torch.stack([scale, zero, shift[:, 0]], 1), torch.stack([zero, scale, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def pyramid(difference: Tensor) -> Tensor:
+    """Return residuals `[N, …]` of four scales; their squared sum is the sum of four MSEs."""
+    levels = []
+    for _ in range(4):
+        levels.append(difference.flatten(1) / math.sqrt(difference[0].numel()))
+        if difference.shape[-1] >= 8:
+            difference = F.avg_pool2d(difference, 2)
+    return torch.cat(levels, 1)
+
+
+class Shared:
+    """The search for one w for all layers, and a warp: u = (v, move) `[w_dim + 3]`."""
+
+    def __init__(self, space: Space, target: Tensor) -> None:
+        self.space, self.full, self.target = space, target, shrink(target, EXACT)
+        self.u = torch.cat([space.guess(target)[0], torch.zeros(3)])
+        self.pull = torch.ones_like(self.u)
+        self.pull[-3:] = 1 / WARP_PULL
+        self.y = self.residual(self.u[None])[0]
+        self.damping = 1e-3
+
+    def residual(self, u: Tensor) -> Tensor:
+        """Return residuals of many u `[N, w_dim + 3]`."""
+        parts = []
+        for some in u.split(32):
+            drawn = warp(self.space.draw(some[:, None, :-3]), some[:, -3:])
+            parts.append(pyramid(shrink(drawn, EXACT) - self.target))
+        return torch.cat(parts)
+
+    @property
+    def loss(self) -> float:
+        """The sum of four mean squared errors."""
+        return float(self.y.square().sum())
+
+    @property
+    def away(self) -> float:
+        """The loss, as a share of the picture's own variance."""
+        own = self.target - self.target.mean((2, 3), keepdim=True)
+        return self.loss / float(pyramid(own).square().sum() + 1e-3)
+
+    def step(self, width: float = 0.01) -> bool:
+        """Take one step of Levenberg-Marquardt; return whether it helped by two percent."""
+        slopes = (self.residual(self.u + width * torch.eye(len(self.u))) - self.y) / width
+        trust = TRUST * self.loss * self.pull
+        gradient = slopes @ self.y + trust * self.u
+        curvature = slopes @ slopes.t() + torch.diag(trust)
+        dampings = self.damping * torch.tensor([0.1, 0.5, 2.0, 10.0])
+        tries = torch.stack(
+            [
+                self.u - torch.linalg.solve(curvature + d * torch.eye(len(self.u)), gradient)
+                for d in dampings
+            ]
+        )
+        found = self.residual(tries)
+        costs = found.square().sum(1) + tries.square() @ trust
+        before = self.loss + float(self.u.square() @ trust)
+        best = int(costs.argmin())
+        if not costs[best] < before:
+            self.damping *= 10
+            return False
+        self.u, self.y, self.damping = tries[best], found[best], max(float(dampings[best]), 1e-7)
+        return float(costs[best]) < 0.98 * before
+
+    def run(self, steps: int, tick: Progress) -> Shared:
+        """Take steps until they help no more, twice."""
+        idle = 0
+        for done in range(steps):
+            tick(done / steps)
+            idle = 0 if self.step() else idle + 1
+            if idle == 2:
+                break
+        return self
+
+
+def refine(space: Space, target: Tensor, u: Tensor, clock: Clock, tick: Progress) -> Tensor:
+    """Give each layer group its own v, by Adam; return v `[1, groups, w_dim]`."""
+    v = u[:-3].expand(1, len(space.groups), -1).clone().requires_grad_()
+    move = u[None, -3:].clone().requires_grad_()
+    adam = torch.optim.Adam([v, move], lr=ADAM_RATE, betas=(0.9, 0.99))
+    seen = [f.detach() for f in space.features(target)]
+    began, left = time.monotonic(), max(clock.left, 0.1)
+    for step in range(ADAM_STEPS):
+        share = max(step / ADAM_STEPS, (time.monotonic() - began) / left)
+        tick(share)
+        if share >= 1:
+            break
+        adam.param_groups[0]["lr"] = ADAM_RATE * min(1, (step + 1) / 4) * _cosine(share)
+        drawn = warp(space.draw(v), move)
+        loss = pyramid(drawn - target).square().sum()
+        for a, b in zip(space.features(drawn), seen, strict=True):
+            loss = loss + (a - b).square().mean()
+        loss = loss + PULL * (v.square().mean() + WARP_PULL * move.square().mean())
+        v.grad, move.grad = torch.autograd.grad(loss, [v, move])
+        adam.step()
+    return v.detach()
+
+
+def _cosine(share: float) -> float:
+    """Return a learning rate's share of its first value."""
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def match(
+    studio: Studio,
+    image: Image.Image,
+    *,
+    seconds: float = 15,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Recipe:
+    """Find the face that is nearest to a picture.
+
+    Runs in a thread of its own, with less priority than drawing where the system can.
+
+    Args:
+        image: any size and mode; a face somewhere in it.
+        seconds: 2 … 120; the search ends by then, two seconds more at worst.
+        progress: called with the share that is done, 0 … 1, in that thread.
+        stop: ends the work within half a second once it is set.
+    Returns:
+        a recipe with the latent as its `w`, psi 1, and a seed that only names it.
+    Raises:
+        MatchError: a generator without w, or another picture is being matched.
+        Stopped: `stop` was set.
+    """
+    if not studio.G.num_ws:
+        raise MatchError("This generator has no w, so no picture can be matched with it.")
+    check_number(seconds, 2, 120, "a match takes seconds")
+    if not _turn.acquire(blocking=False):
+        raise MatchError("Another picture is being matched just now; try again in a few seconds.")
+    try:
+        clock = Clock(seconds, progress, stop)
+        with ThreadPoolExecutor(1, "match", initializer=_stand_back) as own:
+            return own.submit(_match, studio, image.convert("RGB"), clock).result()
+    finally:
+        _turn.release()
+
+
+def _stand_back() -> None:
+    """Let the threads that draw go first; on Linux a thread has its own priority."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
+
+
+def prepare(studio: Studio, tick: Progress = lambda share: None) -> Space:
+    """Learn what `match` must know of a generator, once: some seconds, 2 MB."""
+    if studio not in _spaces:
+        with torch.no_grad():
+            _spaces[studio] = Space(studio.G, studio.D, tick)
+    return _spaces[studio]
+
+
+def _match(studio: Studio, image: Image.Image, clock: Clock) -> Recipe:
+    """Do the work of `match`."""
+    space = prepare(studio, clock.part(0, 0.3))
+    with torch.no_grad():
+        whole, other = align(space, image, clock.part(0.3, 0.35))
+        found = start(space, image, whole, other, clock)
+    if found.away > OURS and clock.left > 0.5:
+        v = refine(space, found.full, found.u, clock, clock.part(0.6, 1))
+    else:
+        v = found.u[None, None, :-3]
+    with torch.no_grad():
+        w = encode_ws(space.G, space.to_ws(v)[0])
+    clock.tick(1)
+    return Recipe(zlib.crc32(w.encode()), 1.0, w=w)
+
+
+def start(space: Space, image: Image.Image, whole: Box, other: Box | None, clock: Clock) -> Shared:
+    """Search one w in the whole picture and, if there is one, in the other square; take the better.
+
+    A generated face comes back so nearly from the whole picture that no other square can win.
+    """
+    best = None
+    for box, low in ((whole, 0.35), (other, 0.45)):
+        if box is None or (best is not None and best.away < 0.1):
+            continue
+        target = cut_all(space.G, image, [box])
+        found = Shared(space, target)
+        found.run(4, clock.part(low, low + 0.1))
+        if best is None or found.away < best.away:
+            best = found
+    more = 12 if best.away < 0.2 else 3  # a real picture gains no more from more
+    return best.run(more if clock.left > 3 else 1, clock.part(0.5, 0.6))
