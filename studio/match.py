@@ -53,11 +53,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 KINDS = "JPEG, PNG, WebP or GIF"
 
 SAMPLES = 2048  # generated faces that the start is fitted to
+CLEARLY = 0.2  # in D's logits: generated faces differ by about 1
 SMALL = 16  # px, of the pictures that the start looks at
 RIDGE = 0.3  # relative to the pictures' variance; best of 0.01 … 10 on 1,024 other faces
 EXACT = 64  # px; Levenberg-Marquardt sees no finer
 TRUST = 1e-3  # weight of |v|² relative to the remaining loss
 OURS = 0.004  # share of a picture's variance: what is nearer is a generated face, and is done
+REFINING = 0.4  # share of the time that is kept for Adam
 ADAM_STEPS = 160
 ADAM_RATE = 0.06
 PULL = 3e-3  # weight of |v|²
@@ -273,12 +275,12 @@ def whole_boxes(image: Image.Image) -> list[Box]:
 
 
 def likely_boxes(image: Image.Image) -> list[Box]:
-    """Return squares of six sizes all over a picture."""
+    """Return squares of five sizes all over a picture."""
     longer = max(image.size)
     places = [0.25, 0.375, 0.5, 0.625, 0.75]
     return [
         Box(x * image.width, y * image.height, longer * share)
-        for share in (0.4, 0.5, 0.64, 0.8, 1.0, 1.25)
+        for share in (0.4, 0.55, 0.75, 1.0, 1.3)
         for x in places
         for y in places
     ]
@@ -312,7 +314,7 @@ def align(space: Space, image: Image.Image, tick: Progress) -> tuple[Box, Box | 
     whole_score, whole = best(whole_boxes(image))
     _, rough = best(likely_boxes(image))
     score, box = best(boxes_near(rough))
-    return whole, box if score > whole_score + 0.5 else None
+    return whole, box if score > whole_score + CLEARLY else None
 
 
 # ------------------------------------------------------------------------------------------
@@ -358,6 +360,14 @@ def warp(pictures: Tensor, move: Tensor) -> Tensor:
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
+def differ(drawn: Tensor, target: Tensor) -> Tensor:
+    """Return drawn - target, 0 where both are beyond the same end of [-1, 1], which shows alike."""
+    difference = drawn - target
+    white, black = target >= 1, target <= -1
+    difference = torch.where(white, difference.clamp(max=0), difference)
+    return torch.where(black, difference.clamp(min=0), difference)
+
+
 def pyramid(difference: Tensor) -> Tensor:
     """Return residuals `[N, …]` of four scales; their squared sum is the sum of four MSEs."""
     levels = []
@@ -384,7 +394,7 @@ class Shared:
         parts = []
         for some in u.split(32):
             drawn = warp(self.space.draw(some[:, None, :-3]), some[:, -3:])
-            parts.append(pyramid(shrink(drawn, EXACT) - self.target))
+            parts.append(pyramid(shrink(differ(drawn, self.full), EXACT)))
         return torch.cat(parts)
 
     @property
@@ -421,14 +431,14 @@ class Shared:
         self.u, self.y, self.damping = tries[best], found[best], max(float(dampings[best]), 1e-7)
         return float(costs[best]) < 0.98 * before
 
-    def run(self, steps: int, tick: Progress) -> Shared:
-        """Take steps until they help no more, twice."""
+    def run(self, steps: int, clock: Clock, low: float, high: float) -> Shared:
+        """Take steps until two in a row hardly help, the picture is met, or time is short."""
         idle = 0
         for done in range(steps):
-            tick(done / steps)
-            idle = 0 if self.step() else idle + 1
-            if idle == 2:
+            clock.tick(low + (high - low) * done / steps)
+            if idle == 2 or self.away < OURS / 4 or clock.left < REFINING * clock.seconds:
                 break
+            idle = 0 if self.step() else idle + 1
         return self
 
 
@@ -446,7 +456,7 @@ def refine(space: Space, target: Tensor, u: Tensor, clock: Clock, tick: Progress
             break
         adam.param_groups[0]["lr"] = ADAM_RATE * min(1, (step + 1) / 4) * _cosine(share)
         drawn = warp(space.draw(v), move)
-        loss = pyramid(drawn - target).square().sum()
+        loss = pyramid(differ(drawn, target)).square().sum()
         for a, b in zip(space.features(drawn), seen, strict=True):
             loss = loss + (a - b).square().mean()
         loss = loss + PULL * (v.square().mean() + WARP_PULL * move.square().mean())
@@ -538,8 +548,8 @@ def start(space: Space, image: Image.Image, whole: Box, other: Box | None, clock
             continue
         target = cut_all(space.G, image, [box])
         found = Shared(space, target)
-        found.run(4, clock.part(low, low + 0.1))
+        found.run(4, clock, low, low + 0.1)
         if best is None or found.away < best.away:
             best = found
     more = 12 if best.away < 0.2 else 3  # a real picture gains no more from more
-    return best.run(more if clock.left > 3 else 1, clock.part(0.5, 0.6))
+    return best.run(more, clock, 0.5, 0.6)
