@@ -500,6 +500,28 @@ class ToRGB(nn.Module):
         return picture.add_(self.bias.to(x.dtype)[:, None]).view(n, -1, h, wide)
 
 
+class ToPatches(nn.Module):
+    """Modulated 3×3 convolution to the pixels of patches (sub-pixel convolution, Shi et al. 2016,
+    arXiv 1609.05158), smoothed so that no grid of patches shows.
+
+    It looks at the neighbours too: from one place alone, a slanted line comes out as stairs.
+    """
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(img_channels * patch**2, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(img_channels * patch**2))
+        self.gain = 1 / math.sqrt(in_channels * 9)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H·patch, W·patch]`."""
+        style = (self.affine(w) * self.gain).to(x.dtype)
+        pixels = F.conv2d(x * style[:, :, None, None], self.weight, self.bias, padding=1)
+        return smooth_patches(F.pixel_shuffle(pixels, self.patch), self.patch)
+
+
 def upsample(x: Tensor, factor: int = 2) -> Tensor:
     """Enlarge height and width bilinearly."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
@@ -605,8 +627,7 @@ class Mapping(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution of the generator: one or two styled convolutions, and a picture.
 
-    With a `patch` of p, each place of the features paints p×p pixels of the picture (sub-pixel
-    convolution, Shi et al. 2016, arXiv 1609.05158), smoothed so that no grid of patches shows.
+    With a `patch` of p, each place of the features paints p×p pixels of the picture.
     """
 
     def __init__(
@@ -623,7 +644,10 @@ class SynthesisBlock(nn.Module):
         self.patch = patch
         self.conv0 = None if first else StyledConv(in_channels, out_channels, w_dim, up=True)
         self.conv1 = StyledConv(out_channels, out_channels, w_dim, up=False)
-        self.to_rgb = ToRGB(out_channels, img_channels * patch**2, w_dim)
+        if patch == 1:
+            self.to_rgb = ToRGB(out_channels, img_channels, w_dim)
+        else:
+            self.to_rgb = ToPatches(out_channels, img_channels, w_dim, patch)
 
     def forward(self, x: Tensor, rgb: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor]:
         """Take features, the smaller picture and this block's ws `[N, 1 or 2, w_dim]`."""
@@ -631,8 +655,6 @@ class SynthesisBlock(nn.Module):
             x = self.conv0(x, ws[:, 0])
         x = self.conv1(x, ws[:, -1])
         picture = self.to_rgb(x, ws[:, -1])
-        if self.patch > 1:
-            picture = smooth_patches(F.pixel_shuffle(picture, self.patch), self.patch)
         return x, picture if rgb is None else upsample(rgb, 2 * self.patch) + picture
 
 

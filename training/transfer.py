@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import CONFIG_NAME, Discriminator, Generator, KaoganModel, ModelError, load_network
@@ -73,14 +74,26 @@ def fit(name: str, old: Tensor, shape: torch.Size) -> Tensor | None:
     """Return a tensor in the wanted shape, or None where it does not fit."""
     if old.shape == shape:
         return old
-    if old.shape[1:] == shape[1:] and ".to_rgb." in name:  # [C * patch², …], or its bias
-        return repeat_or_mean(old, shape[0])
+    if ".to_rgb." in name and old.shape[1:2] == shape[1:2]:  # [C * patch², …], or its bias
+        resized = repeat_or_mean(old, shape[0])
+        return None if resized is None else fit_kernel(resized, shape)
     if name == "from_rgb.weight" and old.shape[0] == shape[0]:  # [out, C * patch², 1, 1]
         ratio = shape[1] / old.shape[1]
         resized = repeat_or_mean(old.transpose(0, 1), shape[1])
         # The new places share the old one's sum; an equalised layer divides by √(in_channels).
         return None if resized is None else resized.transpose(0, 1) * ratio**-0.5
     return None
+
+
+def fit_kernel(old: Tensor, shape: torch.Size) -> Tensor:
+    """Put a 1×1 kernel into the middle of a larger one, or take the middle of a larger one.
+
+    An equalised layer divides by the kernel's side, hence the factor.
+    """
+    if old.shape == shape:
+        return old
+    margin = (shape[-1] - old.shape[-1]) // 2
+    return F.pad(old, (margin,) * 4) * (shape[-1] / old.shape[-1])
 
 
 def repeat_or_mean(old: Tensor, count: int) -> Tensor | None:
