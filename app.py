@@ -1,4 +1,4 @@
-"""The page: draw a face, keep it by its address.
+"""The page: meet a face, change it, keep it by its address.
 
 python app.py                                            # the bundled generator
 python app.py --model runs/mine/generator                # a folder that train.py wrote
@@ -11,18 +11,28 @@ KAOGAN_MODEL and KAOGAN_REVISION stand in for --model and --revision, for a Spac
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from studio.doorway import Doorway
 from studio.faces import Studio, prepare_cpu
-from studio.page import Page
 from studio.pictures import WALL_FACES
-from studio.recipe import DEFAULT_PSI
+from studio.tabs.about import About
+from studio.tabs.desk import QUIET, Desk
+from studio.tabs.keep import Keep
+from studio.tabs.match import MatchTab
+from studio.tabs.meet import Meet
+from studio.tabs.mix import MixTab
+from studio.tabs.morph import MorphTab
+from studio.tabs.programs import Programs
+from studio.tabs.wall import Wall
+from studio.words import I18N, LANGUAGES, label
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -33,100 +43,64 @@ THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"],  # nothing is fetched from elsewhere
     font_mono=["ui-monospace", "monospace"],
 )
-# On a phone the face is far above the wall.
-SHOW_FACE = "() => document.getElementById('face').scrollIntoView({block: 'nearest'})"
-INTRO = """<h1><span lang="ja">顔</span> Kaogan</h1>
-<p>Every number is a face that nobody drew. Roll until one looks back, then keep its address.</p>"""
-SHOW_ADDRESS = (ASSETS / "address.js").read_text(encoding="utf-8")
+TABS = {
+    "meet": Meet,
+    "wall": Wall,
+    "mix": MixTab,
+    "morph": MorphTab,
+    "match": MatchTab,
+    "keep": Keep,
+    "about": About,
+}
+OPEN_TAB = "() => window.kaogan.open('{tab}')"
 
 
 def build(studio: Studio) -> gr.Blocks:
     """Make the page of one generator."""
     with gr.Blocks(title="Kaogan", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
-        gr.HTML(INTRO, elem_id="intro")
-        if studio.notice:
-            gr.Markdown(studio.notice, elem_id="notice")
-        with gr.Row(elem_id="stage"):
-            with gr.Column(elem_id="easel", min_width=300):
-                ui = lay_out_face()
-            with gr.Column(elem_id="hall", min_width=300):
-                lay_out_wall(ui)
-        gr.Markdown(studio.about(), elem_id="about")
-        wire(demo, ui, Page(studio, ui.face.GRADIO_CACHE))
+        desk = Desk(studio)
+        lay_out_head(studio)
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:
+            rooms, items = lay_out_tabs(desk)
+        Programs(desk, rooms["morph"])
+        wire(demo, desk, rooms, items)
     return demo
 
 
-def lay_out_face() -> SimpleNamespace:
-    """Place the large face and what chooses it."""
-    ui = SimpleNamespace()
-    ui.face = gr.Image(
-        label="Face",
-        format="png",
-        show_label=False,
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        alt_text="The face of this seed",
-        elem_id="face",
-    )
-    ui.note = gr.Markdown(elem_id="note")
-    with gr.Row(elem_id="choose"):
-        ui.seed = gr.Number(label="Seed", elem_id="seed", min_width=140)
-        ui.roll = gr.Button("Roll a new face", variant="primary", elem_id="roll", min_width=140)
-    ui.psi = gr.Slider(
-        0,
-        1,
-        DEFAULT_PSI,
-        step=0.05,
-        label="Variety",
-        info="Left: nearer to the average face, cleaner. Right: bolder.",
-        buttons=[],
-        elem_id="psi",
-    )
-    ui.link = gr.Textbox(
-        label="Address of this face", interactive=False, buttons=["copy"], elem_id="link"
-    )
-    return ui
+def lay_out_head(studio: Studio) -> None:
+    """Place the name, the languages and, where there is one, the notice."""
+    with gr.Row(elem_id="head"):
+        gr.HTML(label("intro"), elem_id="intro")
+        buttons = "".join(
+            f'<button type="button" data-language="{tag}" lang="{tag}">{name}</button>'
+            for tag, name in LANGUAGES.items()
+        )
+        gr.HTML(f'<nav aria-label="Language · 语言 · 言語">{buttons}</nav>', elem_id="languages")
+    if studio.notice:
+        gr.Markdown(studio.notice, elem_id="notice")
 
 
-def lay_out_wall(ui: SimpleNamespace) -> None:
-    """Place the wall of faces and what turns it."""
-    ui.wall = gr.Gallery(
-        label="Wall",
-        columns=4,
-        format="png",
-        show_label=False,
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="wall",
-    )
-    ui.first = gr.Number(0, visible=False, label="First seed")
-    with gr.Row(elem_id="turn"):
-        ui.back = gr.Button("← Back", min_width=80)
-        ui.more = gr.Button("More faces →", min_width=140)
+def lay_out_tabs(desk: Desk) -> tuple[dict[str, Any], dict[str, gr.Tab]]:
+    """Place all tabs; return what is on them and their buttons, both by name."""
+    rooms, items = {}, {}
+    for name, room in TABS.items():
+        with gr.Tab(label(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as items[name]:
+            rooms[name] = room(desk)
+    return rooms, items
 
 
-def wire(demo: gr.Blocks, ui: SimpleNamespace, page: Page) -> None:
-    """Connect components with what they do; two events are open as an API."""
-    face = [ui.seed, ui.face, ui.link, ui.note]
-    quiet = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
-    live = {**quiet, "trigger_mode": "always_last"}
-    for event in (
-        demo.load(page.open, None, [ui.psi, ui.first, ui.wall, *face], **quiet),
-        ui.seed.input(page.show, [ui.seed, ui.psi], face, **live),
-        ui.psi.input(page.show, [ui.seed, ui.psi], face, **live),
-        ui.roll.click(page.roll, ui.psi, face, **quiet),
-        ui.wall.select(page.take, ui.psi, face, **quiet),
-    ):
-        event.then(None, ui.link, ui.link, js=SHOW_ADDRESS, **quiet)
-    ui.wall.select(None, js=SHOW_FACE, **quiet)
-    ui.psi.input(page.hang, [ui.first, ui.psi], ui.wall, **live)
-    for button, pages in ((ui.back, -1), (ui.more, 1)):
-        turn = partial(page.turn, pages=pages)
-        button.click(turn, [ui.first, ui.psi], [ui.first, ui.wall], **quiet)
-    seed, psi = gr.Number(visible=False, label="seed"), gr.Number(0.7, visible=False, label="psi")
-    gr.on([], page.generate, [seed, psi], ui.face, api_name="generate")
-    gr.on([], page.wall, [seed, psi], ui.wall, api_name="wall")
+def wire(demo: gr.Blocks, desk: Desk, rooms: dict[str, Any], items: dict[str, gr.Tab]) -> None:
+    """Connect the tabs with each other and the page with its address."""
+    meet = rooms["meet"]
+    for name, item in items.items():
+        item.select(None, None, None, js=OPEN_TAB.format(tab=name), **QUIET)
+    meet.wire()
+    rooms["wall"].wire(meet.like, items["wall"])
+    rooms["mix"].wire(meet.mix, items["mix"])
+    rooms["morph"].wire(meet.morph, items["morph"])
+    rooms["match"].wire()
+    rooms["keep"].wire(meet.heart, meet.note, items["keep"])
+    demo.load(desk.open, None, [desk.tabs, *desk.places, *desk.meet_outputs], **QUIET)
 
 
 def main() -> int:
@@ -149,17 +123,21 @@ def main() -> int:
 
 
 def launch(demo: gr.Blocks, host: str | None, port: int | None) -> None:
-    """Serve the page until it is stopped."""
-    demo.queue(default_concurrency_limit=4, max_size=200).launch(
+    """Serve the page until it is stopped; to programs by MCP too, where gradio[mcp] is there."""
+    demo.queue(default_concurrency_limit=8, max_size=200).launch(
         server_name=host,
         server_port=port,
         theme=THEME,
         css_paths=ASSETS / "style.css",
+        js=(ASSETS / "page.js").read_text(encoding="utf-8"),
+        i18n=I18N,
+        app_kwargs={"middleware": [Middleware(Doorway)]},
+        mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api"],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        max_file_size="5mb",
+        max_file_size="10mb",
     )
 
 

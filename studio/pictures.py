@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import math
 import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from studio.faces import Studio
-from studio.recipe import Recipe, RecipeError, psi_text
+from studio.recipe import Recipe, RecipeError
 
 PNG_LEVEL = 2  # zlib; at 512 px 13 ms and 220 kB, where level 6 takes 47 ms for 190 kB
 PAGE_SIZE = 512  # px, the large face on the page
 WALL_FACES = 24
+SHEET_CELL = 192  # px, a face on the contact sheet
+PAPER, INK = "#faf7f1", "#2b2623"
 MAX_SHEET_PIXELS = 100_000_000
 
 
@@ -48,6 +52,30 @@ def save_png(image: Image.Image, path: Path, text: dict[str, str]) -> None:
         raise
 
 
+def data_url(image: Image.Image) -> str:
+    """Return a picture as a WebP inside an address."""
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def contact_sheet(faces: list[np.ndarray], captions: list[str]) -> Image.Image:
+    """Lay faces, uint8 `[H, W, C]` each, on paper, with a caption of letters and digits each."""
+    columns = max(1, min(6, math.ceil(math.sqrt(len(faces)))))
+    rows = math.ceil(len(faces) / columns)
+    cell, gap, line = SHEET_CELL, 24, 30  # px
+    width = columns * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, rows * (cell + gap + line) + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(18)
+    for index, (face, caption) in enumerate(zip(faces, captions, strict=True)):
+        row, column = divmod(index, columns)
+        x, y = gap + column * (cell + gap), gap + row * (cell + gap + line)
+        sheet.paste(enlarge(to_image(face), cell).convert("RGB").resize((cell, cell)), (x, y))
+        draw.text((x + cell / 2, y + cell + 8), caption[:24], INK, font, "ma")
+    return sheet
+
+
 class Album:
     """PNG files of the faces that a running page shows, each drawn once and kept on disk.
 
@@ -64,24 +92,25 @@ class Album:
         """Return the path of one face at the page's size."""
         return self._files([recipe], "face", PAGE_SIZE)[0]
 
-    def wall(self, seeds: list[int], psi: float) -> list[tuple[str, str]]:
-        """Return (path, caption) of faces at their own size; the caption is the seed."""
-        recipes = [Recipe(seed, psi) for seed in seeds]
-        paths = self._files(recipes, "wall", 0)
-        return [(path, str(recipe.seed)) for path, recipe in zip(paths, recipes, strict=True)]
+    def faces(self, recipes: list[Recipe]) -> list[str]:
+        """Return the paths of faces at their own size."""
+        return self._files(recipes, "small", 0)
 
     def _files(self, recipes: list[Recipe], kind: str, size: int) -> list[str]:
-        """Return a PNG's path for each recipe (all of one psi), drawing those that lack one."""
-        psi = recipes[0].psi
-        directory = self.folder / kind / f"psi{psi_text(psi)}"
-        directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / f"kaogan-{recipe.seed}.png" for recipe in recipes]
+        """Return a PNG's path for each recipe, drawing those that lack one."""
+        paths = [self.folder / kind / f"{name_folder(r)}/kaogan-{r.seed}.png" for r in recipes]
         missing = [(r, p) for r, p in zip(recipes, paths, strict=True) if not refresh(p)]
-        faces = self.studio.draw([r.seed for r, _ in missing], psi)
+        faces = self.studio.draw_recipes([recipe for recipe, _ in missing])
         for (recipe, path), face in zip(missing, faces, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
             text = recipe.png_text(self.studio.revision)
             save_png(enlarge(to_image(face), size), path, text)
         return [str(path) for path in paths]
+
+
+def name_folder(recipe: Recipe) -> str:
+    """Return the folder of a recipe's picture: its file is named by the seed alone."""
+    return hashlib.blake2s(recipe.query().encode(), digest_size=9).hexdigest()
 
 
 def refresh(path: Path) -> bool:

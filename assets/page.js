@@ -1,0 +1,125 @@
+// What the page does in the browser: the address, the faces seen, keys, a dropped picture.
+() => {
+  const MERGE_MS = 900; // a dragged slider is one step back, not forty
+  const seen = { list: [], at: -1, time: 0 };
+  const face = { query: "" };
+  const place = { tab: "meet", rest: {} };
+  const one = (selector) => document.querySelector(selector);
+
+  function writeAddress() {
+    // Browsers allow some 100 changes of the address in half a minute, a dragged slider makes more.
+    clearTimeout(writeAddress.timer);
+    writeAddress.timer = setTimeout(() => {
+      const here = new URL(window.location);
+      const query = [face.query.slice(1)];
+      if (place.tab !== "meet") query.push(`tab=${place.tab}`, place.rest[place.tab] || "");
+      here.search = query.filter(Boolean).join("&");
+      window.history.replaceState(window.history.state, "", here);
+      if (window.parent !== window) {
+        // On a Space the page is a frame; its host shows the query in the outer address.
+        const queryString = here.search.slice(1);
+        window.parent.postMessage({ queryString }, "https://huggingface.co");
+      }
+    }, 150);
+  }
+
+  function showSteps() {
+    one("#undo")?.classList.toggle("spent", seen.at <= 0);
+    one("#redo")?.classList.toggle("spent", seen.at >= seen.list.length - 1);
+  }
+
+  function remember(query) {
+    if (seen.list[seen.at] === query) return;
+    const now = Date.now();
+    const seed = (text) => new URLSearchParams(text).get("seed");
+    const drags = seen.at >= 0 && now - seen.time < MERGE_MS
+      && seed(seen.list[seen.at]) === seed(query);
+    seen.list.length = seen.at + 1;
+    if (drags && seen.at > 0) seen.list[seen.at] = query;
+    else seen.at = seen.list.push(query) - 1;
+    seen.list.splice(0, Math.max(0, seen.list.length - 200));
+    seen.at = seen.list.length - 1;
+    seen.time = now;
+  }
+
+  window.kaogan = {
+    // A new face is shown: keep it among those seen and in the address; returns its link.
+    follow(address) {
+      const link = new URL(address, window.location.origin + window.location.pathname);
+      if (!link.search) return address;
+      face.query = link.search;
+      remember(link.search);
+      showSteps();
+      writeAddress();
+      return link.href;
+    },
+    // Another place on a tab: keep it in the address.
+    settle(tab, rest) {
+      place.rest[tab] = rest;
+      writeAddress();
+    },
+    open(tab) {
+      place.tab = tab;
+      writeAddress();
+      showSteps();
+    },
+    // The face before or after the present one.
+    step(by) {
+      seen.at = Math.min(Math.max(seen.at + by, 0), seen.list.length - 1);
+      seen.time = 0;
+      return seen.list[seen.at] || "";
+    },
+    speak(language) {
+      const safe = window.location.protocol === "https:" ? "; SameSite=None; Secure; Partitioned" : "";
+      document.cookie = `kaogan-language=${language}; path=/; max-age=31536000${safe}`;
+      clearTimeout(writeAddress.timer);
+      window.location.reload();
+    },
+    save(name, text) {
+      const anchor = document.createElement("a");
+      anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+      anchor.download = name;
+      anchor.click();
+      setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
+    },
+  };
+
+  // Keys: space draws again, the arrows walk through the faces seen.
+  const KEYS = { " ": "#roll", ArrowLeft: "#undo", ArrowRight: "#redo" };
+  document.addEventListener("keydown", (event) => {
+    const busy = event.target.closest("input, textarea, select, button, a, [role], summary, video");
+    const button = one(KEYS[event.key] || "#none");
+    if (busy && busy.id !== "roll") return;
+    if (busy || !button?.offsetParent || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    button.click();
+  });
+
+  // A picture dropped anywhere but on a field that takes pictures goes to the reader of recipes.
+  const isFile = (event) => event.dataTransfer?.types.includes("Files");
+  const elsewhere = (event) => event.target.closest("#upload, #import");
+  document.addEventListener("dragover", (event) => {
+    if (!isFile(event) || elsewhere(event)) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  for (const kind of ["dragleave", "drop", "dragend"]) {
+    document.addEventListener(kind, (event) => {
+      if (kind !== "dragleave" || !event.relatedTarget) document.body.classList.remove("dropping");
+    });
+  }
+  document.addEventListener("drop", (event) => {
+    if (!isFile(event) || elsewhere(event)) return;
+    event.preventDefault();
+    const field = one("#restore input[type=file]") || one("input#restore");
+    const files = new DataTransfer();
+    files.items.add(event.dataTransfer.files[0]);
+    field.files = files.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  document.addEventListener("click", (event) => {
+    const language = event.target.closest("[data-language]")?.dataset.language;
+    if (language) window.kaogan.speak(language);
+  });
+}

@@ -1,0 +1,49 @@
+"""About: what draws here, what it learned from, and the story that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from studio.tabs.desk import HOME, Desk
+from studio.words import label
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "assets" / "samples" / "psi0.7.webp"
+STORY = ROOT / "docs"
+STORY_PICTURES = ("article-original.webp", "article-cross-entropy.webp")  # the two objectives
+
+
+class About:
+    """The tab of explanations; nothing on it changes."""
+
+    def __init__(self, desk: Desk) -> None:
+        with gr.Row(elem_id="about"):
+            with gr.Column(elem_id="about-text", min_width=300):
+                gr.HTML(label("about.what"))
+                gr.Markdown(desk.studio.about(), elem_id="card")
+                gr.HTML(label("about.data"))
+                gr.HTML(label("about.training"))
+                gr.HTML(label("about.seeds"))
+                gr.HTML(label("about.licence"))
+                if HOME:
+                    gr.Markdown(f"[{HOME}]({HOME}/tree/main)", elem_id="code-link")
+            with gr.Column(elem_id="about-pictures", min_width=280):
+                if SAMPLES.is_file():
+                    gr.Image(
+                        str(SAMPLES), label=label("about.samples"), show_label=True,
+                        interactive=False, buttons=["fullscreen"], elem_id="samples",
+                    )  # fmt: skip
+                self._tell_story()
+
+    def _tell_story(self) -> None:
+        """Place the story of the first article, with its curves where they are drawn."""
+        gr.HTML(label("about.story"))
+        for name in STORY_PICTURES:
+            if (STORY / name).is_file():
+                gr.Image(
+                    str(STORY / name), show_label=False, interactive=False,
+                    label=label(f"about.{name.split('.')[0]}"), buttons=["fullscreen"],
+                    elem_classes="story",
+                )  # fmt: skip

@@ -1,0 +1,188 @@
+"""What all tabs share: the faces on disk, the met face, the favourites, and how faults are said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import gradio as gr
+
+from studio.faces import Studio
+from studio.pictures import Album
+from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, recipe_from_query
+from studio.words import language, say
+
+ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
+MAX_ADDRESS = 8192
+MAX_KEPT = 200  # favourites
+MAX_NAME = 60  # characters
+NAMES = ("meet", "wall", "mix", "morph", "match", "keep", "about")
+# What of an address belongs to a tab, beside the face.
+PLACES = {
+    "wall": ("first", "wpsi", "like", "radius", "best"),
+    "mix": ("a", "b"),
+    "morph": ("faces",),
+}
+SPACE = os.environ.get("SPACE_ID")  # set on a Space, whose page is shown inside another address
+HOME = f"https://huggingface.co/spaces/{SPACE}" if SPACE else ""
+# How events answer: nothing of them is an API, small ones show no progress.
+QUIET = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
+LIVE = {**QUIET, "trigger_mode": "always_last"}  # a dragged slider: the last position wins
+
+
+class Desk:
+    """What all tabs share.
+
+    Attributes:
+        studio, album: draw faces, keep their files.
+        address: hidden; the met face as a query. The page's only state of it.
+        keep: favourites in the browser, `[{"name": str, "face": query}]`.
+        places: hidden; where a visitor stands on wall, mix and morph, as the address says it.
+        tabs: the row of tabs.
+        meet: set by the tab Meet: `(recipe, line) -> values` for `meet_outputs`.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.address = hidden_text("address")
+        self.cache = Path(self.address.GRADIO_CACHE).resolve()
+        # A folder of its own inside Gradio's: files need no copy there, and delete_cache finds
+        # them. It goes when this object goes.
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="kaogan-", dir=self.cache, ignore_cleanup_errors=True
+        )
+        self.studio = studio
+        self.album = Album(studio, self.folder.name)
+        self.wall_place, self.mix_place, self.morph_place = self.places = [
+            hidden_text(f"{tab}-place") for tab in PLACES
+        ]
+        self.wall_faces = gr.JSON([], visible=False)  # queries of what hangs there
+        self.match_found = hidden_text("match-found")
+        self.chosen = gr.Number(-1, visible=False)  # which favourite
+        self.keep = gr.BrowserState(
+            [], storage_key="kaogan-favourites", secret="kaogan-keeps-recipes"
+        )
+        self.tabs: gr.Tabs | None = None
+        self.meet_outputs: list[Any] = []
+        self.meet: Callable[..., tuple] = lambda *_: ()
+
+    def open(self, request: gr.Request) -> tuple[Any, ...]:
+        """Show what the address names: the face, the tab, and the place on it."""
+        query = dict(request.query_params or {})
+        tab = query.get("tab", "meet")
+        rest = urlencode({k: v[:4096] for k, v in query.items() if k in PLACES.get(tab, ())})
+        places = (rest if name == tab else "" for name in PLACES)
+        met = self.meet(*self.read_query(query, request))
+        return self.go(tab if tab in NAMES else "meet"), *places, *met
+
+    def query(self, recipe: Recipe) -> str:
+        """Return a recipe as the query of an address of this page."""
+        return recipe.query(self.studio.revision)
+
+    def read(self, address: Any) -> Recipe:
+        """Return the recipe of an address that this page made; anything else is a plain face."""
+        return self.read_with_line(address)[0]
+
+    def read_with_line(self, address: Any, request: gr.Request | None = None) -> tuple[Recipe, str]:
+        """Return the recipe of any address and a line about what of it cannot be used."""
+        text = address[:MAX_ADDRESS] if isinstance(address, str) else ""
+        return self.read_query(dict(parse_qsl(urlsplit(text).query)), request)
+
+    def read_query(
+        self, query: dict[str, str], request: gr.Request | None = None
+    ) -> tuple[Recipe, str]:
+        """Return what can be drawn of a query, and a line about the rest of it."""
+        revision = self.studio.revision
+        recipe, line = recipe_from_query(query, dice(), revision)
+        recipe, more = self.studio.usable(recipe)
+        lines = [line, more]
+        if language(request) != "en":  # faults are told in English; other languages get the gist
+            other = query.get("rev", revision) != revision
+            without = {name: text for name, text in query.items() if name != "rev"}
+            faulty = more or recipe_from_query(without, recipe.seed, revision)[1]
+            lines = [say(request, "fault.address")] if faulty else []
+            lines += [say(request, "fault.rev")] if other else []
+        return recipe, " ".join(filter(None, lines))
+
+    def read_short(self, text: str) -> Recipe:
+        """Return the recipe of a bare seed or of a query."""
+        return self.read(f"?seed={text}" if text.isdecimal() else text)
+
+    def favourites(self, keep: Any) -> list[dict[str, str]]:
+        """Return what of the browser's favourites is well formed; anyone may have changed them."""
+        entries = keep if isinstance(keep, list) else []
+        return [
+            {"name": entry["name"][:MAX_NAME], "face": entry["face"]}
+            for entry in entries[:MAX_KEPT]
+            if isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and isinstance(entry.get("face"), str)
+            and entry["face"].startswith(("?", "http"))
+            and len(entry["face"]) <= MAX_ADDRESS
+        ]
+
+    def take_upload(self, upload: Any) -> Path:
+        """Return the path of an uploaded file; RecipeError for anything that is none."""
+        named = upload.get("path") if isinstance(upload, dict) else upload
+        path = Path(str(named or ".")).resolve()
+        own = Path(self.folder.name).resolve()
+        if not path.is_relative_to(self.cache) or path.is_relative_to(own) or not path.is_file():
+            raise RecipeError("this is no uploaded file")
+        return path
+
+    @staticmethod
+    def forget_upload(path: Path) -> None:
+        """Delete an uploaded file."""
+        path.unlink(missing_ok=True)
+
+    def go(self, tab: str) -> Any:
+        """Turn to a tab."""
+        return gr.Tabs(selected=tab)
+
+
+def busy_on(component: Any) -> dict[str, Any]:
+    """Return options of an event that shows on one component that it takes a while."""
+    return {**QUIET, "show_progress": "minimal", "show_progress_on": component}
+
+
+def dice() -> int:
+    """Return a seed that nobody asked for."""
+    return random.randrange(ROLL_SEEDS)
+
+
+def slide(psi: Any) -> float:
+    """Return what the slider says, moved into its range where its number field was overtyped."""
+    return min(max(float(psi), 0.0), 1.0) if isinstance(psi, int | float) else DEFAULT_PSI
+
+
+def fault(request: gr.Request | None, error: Exception, key: str) -> str:
+    """Return a fault for a visitor: its own sentence in English, in other languages `key`'s."""
+    if language(request) != "en":
+        return say(request, key)
+    line = str(error)
+    return f"{line[:1].upper()}{line[1:]}{'' if line.endswith('.') else '.'}"
+
+
+@contextlib.contextmanager
+def api_errors() -> Iterator[None]:
+    """Hand a caller of the API the sentence of a RecipeError."""
+    try:
+        yield
+    except RecipeError as error:
+        raise gr.Error(f"{error}", print_exception=False) from None
+
+
+def hidden_text(name: str) -> gr.Textbox:
+    """Return a text that the page's script sees and a visitor does not."""
+    return gr.Textbox(visible="hidden", elem_id=name, container=False, show_label=False)
+
+
+def skips(outputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a value for each output that leaves it as it is."""
+    return (gr.skip(),) * len(outputs)

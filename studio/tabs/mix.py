@@ -1,0 +1,198 @@
+"""Mix: two faces crossed layer by layer, on a sheet of three by three."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import gradio as gr
+
+from studio.recipe import DEFAULT_PSI, Between, Mix, Recipe, RecipeError
+from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, fault
+from studio.words import label, say
+
+# What each place of the sheet takes from B; places opposite each other complete each other.
+SHEET: tuple[tuple[str, ...] | None, ...] = (
+    (), ("fine",), ("middle",),
+    ("coarse",), None, ("middle", "fine"),
+    ("coarse", "fine"), ("coarse", "middle"), ("coarse", "middle", "fine"),
+)  # fmt: skip
+HALF_WAY = None  # the place in the middle: between the two in z
+SETTLE = "(rest) => window.kaogan.settle('mix', rest)"
+
+
+def cross(a: Recipe, b: int) -> list[Recipe]:
+    """Return the nine faces of the sheet of a face and a seed."""
+    sheet = []
+    for groups in SHEET:
+        if groups is HALF_WAY:
+            sheet.append(replace(a, between=Between(b, 0.5)))
+        elif len(groups) == 3:  # all of B's layers are B; only A's edits stay
+            sheet.append(Recipe(b, a.psi, edits=a.edits))
+        else:
+            taken = tuple(Mix(b, group) for group in groups)
+            sheet.append(replace(a, mix=(*a.mix, *taken)))
+    return sheet
+
+
+def write_place(a: Recipe, b: int) -> str:
+    """Write the two faces for the address."""
+    plain = a == Recipe(a.seed)
+    return urlencode({"a": a.seed if plain else a.query(), "b": b}, safe="?")
+
+
+class MixTab:
+    """The tab of crossings."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        gr.HTML(label("mix.intro"), elem_classes="lead")
+        with gr.Row(elem_id="mix-stage"):
+            with gr.Column(elem_id="parents", min_width=280):
+                with gr.Row(elem_id="pair"):
+                    self.slots = [self._lay_out_slot("a"), self._lay_out_slot("b")]
+                with gr.Row(elem_id="mix-bar"):
+                    self.swap = gr.Button(
+                        label("mix.swap"), size="sm", elem_id="mix-swap", min_width=80
+                    )
+                    self.both = gr.Button(
+                        label("mix.roll"), variant="primary", elem_id="mix-roll", min_width=120
+                    )
+                self.note = gr.Markdown(elem_id="mix-note", elem_classes="line")
+            with gr.Column(elem_id="crossings", min_width=300):
+                self.sheet = gr.Gallery(
+                    label=label("tab.mix"),
+                    columns=3,
+                    format="png",
+                    show_label=False,
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="sheet",
+                    elem_classes="faces",
+                )
+        pictures = [slot["face"] for slot in self.slots]
+        seeds = [slot["seed"] for slot in self.slots]
+        self.shown = [desk.mix_place, self.sheet, *pictures, *seeds, self.note]
+
+    def _lay_out_slot(self, name: str) -> dict[str, Any]:
+        """Place one of the two parents."""
+        slot: dict[str, Any] = {}
+        with gr.Column(elem_id=f"slot-{name}", elem_classes="slot", min_width=120):
+            slot["face"] = gr.Image(
+                label=label(f"mix.{name}"),
+                format="png",
+                show_label=False,
+                interactive=False,
+                buttons=[],
+                elem_id=f"face-{name}",
+                elem_classes="parent",
+            )
+            slot["seed"] = gr.Number(label=label(f"mix.{name}"), elem_id=f"seed-{name}")
+            slot["met"] = gr.Button(
+                label("mix.met"), size="sm", elem_id=f"met-{name}", min_width=60
+            )
+            slot["kept"] = gr.Dropdown(
+                [], label=label("mix.kept"), visible=False, elem_id=f"kept-{name}", filterable=False
+            )
+        return slot
+
+    def wire(self, to_mix: gr.Button, tab: gr.Tab) -> None:
+        """Connect the components with what they do; `to_mix` is Meet's button."""
+        desk, place, shown = self.desk, self.desk.mix_place, self.shown
+        busy = busy_on(self.sheet)
+        dropdowns = [slot["kept"] for slot in self.slots]
+        tab.select(self.enter, [place, desk.address], shown, **busy)
+        tab.select(self.offer, desk.keep, dropdowns, **QUIET)
+        seeds = [slot["seed"] for slot in self.slots]
+        gr.on([s.input for s in seeds], self.type_seeds, [place, *seeds], shown, **LIVE)
+        for index, slot in enumerate(self.slots):
+            take = partial(self.put, index)
+            slot["met"].click(take, [place, desk.address], shown, **busy)
+            slot["kept"].input(take, [place, slot["kept"]], shown, **busy)
+        self.swap.click(self.swap_both, place, shown, **busy)
+        self.both.click(self.roll_both, None, shown, **busy)
+        to_mix.click(self.start, [place, desk.address], [desk.tabs, *shown], **busy)
+        self.sheet.select(self.take, place, [desk.tabs, *desk.meet_outputs], **QUIET)
+        place.change(None, place, None, js=SETTLE, **QUIET)
+
+    # What the events do
+
+    def parse(self, text: Any) -> tuple[Recipe, int]:
+        """Read the two faces of an address; what cannot be used is any face."""
+        values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
+        return self.desk.read_short(values.get("a", "")), self.desk.read_short(
+            values.get("b", "")
+        ).seed
+
+    def lay(self, request: gr.Request | None, a: Recipe, b: int, line: str = "") -> tuple[Any, ...]:
+        """Return the values of `shown` for two faces."""
+        recipes = cross(a, b)
+        paths = self.desk.album.faces(recipes)
+        captions = [caption(request, groups) for groups in SHEET]
+        pair = self.desk.album.faces([a, recipes[-1]])
+        sheet = list(zip(paths, captions, strict=True))
+        return write_place(a, b), sheet, *pair, a.seed, b, line
+
+    def enter(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
+        """Fill the sheet when it is first seen: with the met face and any other."""
+        if text and "#seen" in text:
+            return (gr.skip(),) * len(self.shown)
+        if not text:
+            return self.lay(request, self.desk.read(address), dice())
+        return self.lay(request, *self.parse(text))
+
+    def offer(self, keep: Any) -> list[Any]:
+        """Offer the favourites where there are any."""
+        choices = [(face["name"], face["face"]) for face in self.desk.favourites(keep)]
+        return [gr.update(choices=choices, value=None, visible=bool(choices))] * 2
+
+    def type_seeds(self, request: gr.Request, text: Any, a: Any, b: Any) -> tuple[Any, ...]:
+        """Lay the sheet of typed seeds, or say what is wrong with one."""
+        old, _ = self.parse(text)
+        try:
+            first = old if a == old.seed else Recipe(a, old.psi)
+            shown = list(self.lay(request, first, Recipe(b).seed))
+        except RecipeError as error:
+            return *(gr.skip(),) * (len(self.shown) - 1), fault(request, error, "fault.seed")
+        shown[4:6] = [gr.skip(), gr.skip()]
+        return tuple(shown)
+
+    def put(self, index: int, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
+        """Put the met face, or a favourite, in one of the two places."""
+        a, b = self.parse(text)
+        face = self.desk.read(address)
+        if index == 0:
+            return self.lay(request, face, b)
+        plain = face == Recipe(face.seed, face.psi)
+        return self.lay(request, a, face.seed, "" if plain else say(request, "mix.only-seed"))
+
+    def swap_both(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Let the two change places."""
+        a, b = self.parse(text)
+        return self.lay(request, Recipe(b, a.psi), a.seed)
+
+    def roll_both(self, request: gr.Request) -> tuple[Any, ...]:
+        """Cross two faces that nobody asked for."""
+        return self.lay(request, Recipe(dice(), DEFAULT_PSI), dice())
+
+    def start(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
+        """Turn to this tab with the met face as A."""
+        b = self.parse(text)[1] if text else dice()
+        return self.desk.go("mix"), *self.lay(request, self.desk.read(address), b)
+
+    def take(self, text: Any, picked: gr.SelectData) -> tuple[Any, ...]:
+        """Meet the face that was clicked."""
+        recipe = cross(*self.parse(text))[picked.index]
+        return self.desk.go("meet"), *self.desk.meet(recipe)
+
+
+def caption(request: gr.Request | None, groups: tuple[str, ...] | None) -> str:
+    """Say what a place of the sheet takes from B."""
+    if groups is HALF_WAY:
+        return say(request, "mix.half")
+    if len(groups) in (0, 3):
+        return "A" if not groups else "B"
+    return "A + B " + " ".join(say(request, f"mix.{group}") for group in groups)

@@ -1,0 +1,227 @@
+"""Wall: 24 faces at a time, of seeds in a row or of small steps around one face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import gradio as gr
+
+from model import SEED_MAX
+from studio.pictures import WALL_FACES
+from studio.recipe import DEFAULT_PSI, Recipe, Vary, psi_text
+from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, slide
+from studio.words import label, say
+
+BEST_OF = 4  # candidates for each place; the discriminator keeps one
+RADIUS = 0.35  # of a step around a face, in w
+SETTLE = "(rest) => window.kaogan.settle('wall', rest)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where on the wall a visitor stands, as it stands in the address."""
+
+    first: int = 0  # seed of the first face; with `like`, of the first step
+    psi: float = DEFAULT_PSI
+    like: str = ""  # query of the face whose variations hang here
+    radius: float = RADIUS
+    best: bool = False
+
+    @property
+    def seeds_per_face(self) -> int:
+        return BEST_OF if self.best else 1
+
+    @property
+    def page(self) -> int:
+        """Seeds that one page of the wall takes."""
+        return WALL_FACES * self.seeds_per_face
+
+    def text(self) -> str:
+        """Write the place for the address; what is as usual is left out."""
+        usual = Place()
+        values: dict[str, Any] = {"first": self.first}
+        if self.psi != usual.psi:
+            values["wpsi"] = psi_text(self.psi)
+        if self.like:
+            values |= {"like": self.like, "radius": f"{self.radius:g}"}
+        if self.best:
+            values["best"] = BEST_OF
+        return urlencode(values)
+
+    @classmethod
+    def parse(cls, text: Any) -> Place:
+        """Read a place from an address; what cannot be used is as usual."""
+        values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
+        first = values.get("first", "")
+        return cls(
+            first=min(int(first), SEED_MAX) if first.isdecimal() and len(first) < 11 else 0,
+            psi=slide(to_float(values.get("wpsi"), DEFAULT_PSI)),
+            like=values.get("like", ""),
+            radius=min(max(to_float(values.get("radius"), RADIUS), 0.05), 1.0),
+            best=values.get("best") == str(BEST_OF),
+        )
+
+
+def to_float(text: Any, otherwise: float) -> float:
+    """Return the number that a text says, else `otherwise`."""
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        return otherwise
+    return number if number == number else otherwise
+
+
+class Wall:
+    """The tab of many faces."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        with gr.Row(elem_id="wall-tools", elem_classes="tools"):
+            self.first = gr.Number(
+                0, label=label("wall.first"), elem_id="wall-first", min_width=120
+            )
+            self.psi = gr.Slider(
+                0, 1, DEFAULT_PSI, step=0.05, label=label("psi"), buttons=[], min_width=160,
+                elem_id="wall-psi",
+            )  # fmt: skip
+            self.radius = gr.Slider(
+                0.05, 1, RADIUS, step=0.05, label=label("wall.radius"), buttons=[], min_width=160,
+                elem_id="wall-radius", visible=False,
+            )  # fmt: skip
+            self.best = gr.Checkbox(
+                label=label("wall.best"),
+                info=label("wall.best.info"),
+                elem_id="wall-best",
+                min_width=180,
+                visible=desk.studio.D is not None,
+            )
+            self.jump = gr.Button(label("wall.jump"), elem_id="wall-jump", size="sm", min_width=80)
+        with gr.Row(elem_id="wall-like", visible=False) as self.like_row:
+            self.like_note = gr.Markdown(elem_id="wall-like-note")
+            self.leave = gr.Button(
+                label("wall.leave"), size="sm", elem_id="wall-leave", min_width=80
+            )
+        self.note = gr.Markdown(elem_id="wall-note", elem_classes="line")
+        self.wall = gr.Gallery(
+            label=label("tab.wall"),
+            columns=6,
+            format="png",
+            show_label=False,
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="wall",
+            elem_classes="faces",
+        )
+        with gr.Row(elem_id="turn"):
+            self.back = gr.Button(label("wall.back"), elem_id="wall-back", min_width=80)
+            self.more = gr.Button(
+                label("wall.more"), variant="primary", elem_id="wall-more", min_width=140
+            )
+        self.shown = [
+            desk.wall_place, desk.wall_faces, self.wall, self.first, self.psi, self.radius,
+            self.best, self.like_row, self.like_note,
+        ]  # fmt: skip
+
+    def wire(self, like: gr.Button, tab: gr.Tab) -> None:
+        """Connect the components with what they do; `like` is Meet's button."""
+        desk = self.desk
+        place, busy = desk.wall_place, busy_on(self.wall)
+        tab.select(self.enter, [place, desk.wall_faces], self.shown, **busy)
+        knobs = [self.first, self.psi, self.radius, self.best]
+        gr.on(
+            [k.input for k in knobs], self.change, [place, *knobs], [*self.shown, self.note], **LIVE
+        )
+        for button, pages in ((self.back, -1), (self.more, 1)):
+            button.click(partial(self.turn, pages), place, self.shown, **busy)
+        self.jump.click(self.jump_far, place, self.shown, **busy)
+        self.leave.click(self.leave_like, place, self.shown, **busy)
+        like.click(self.more_like, [desk.address, place], [desk.tabs, *self.shown], **QUIET)
+        self.wall.select(self.take, desk.wall_faces, [desk.tabs, *desk.meet_outputs], **QUIET)
+        place.change(None, place, None, js=SETTLE, **QUIET)
+
+    # What the events do
+
+    def hang(self, request: gr.Request | None, place: Place) -> tuple[Any, ...]:
+        """Return the values of `shown` for a place."""
+        recipes = self.recipes(place)
+        paths = self.desk.album.faces(recipes)
+        captions = self.captions(place, recipes)
+        like = self.desk.read(place.like).seed if place.like else 0
+        return (
+            place.text(),
+            [self.desk.query(recipe) for recipe in recipes],
+            list(zip(paths, captions, strict=True)),
+            place.first,
+            gr.update(value=place.psi, visible=not place.like),
+            gr.update(value=place.radius, visible=bool(place.like)),
+            place.best,
+            gr.update(visible=bool(place.like)),
+            say(request, "wall.like", seed=like) if place.like else "",
+        )
+
+    def recipes(self, place: Place) -> list[Recipe]:
+        """Return the faces of one page of the wall; the last page may be short."""
+        seeds = range(place.first, min(place.first + place.page, SEED_MAX + 1))
+        if place.like:
+            face = self.desk.read(place.like)
+            every = [replace(face, vary=Vary(seed, place.radius)) for seed in seeds]
+        else:
+            every = [Recipe(seed, place.psi) for seed in seeds]
+        if place.best and self.desk.studio.D is not None:
+            return self.desk.studio.best_of(every, BEST_OF)
+        return every
+
+    @staticmethod
+    def captions(place: Place, recipes: list[Recipe]) -> list[str]:
+        """Return the seed of each face, or the number of each step."""
+        return [str(r.vary.seed if place.like and r.vary else r.seed) for r in recipes]
+
+    def enter(self, request: gr.Request, text: Any, faces: Any) -> tuple[Any, ...]:
+        """Fill the wall when it is first seen."""
+        if faces:
+            return (gr.skip(),) * len(self.shown)
+        return self.hang(request, Place.parse(text))
+
+    def change(
+        self, request: gr.Request, text: Any, first: Any, psi: Any, radius: Any, best: Any
+    ) -> tuple[Any, ...]:
+        """Hang what the controls describe, or say what is wrong with a typed seed."""
+        old = Place.parse(text)
+        if not isinstance(first, int | float) or not 0 <= first <= SEED_MAX or first != int(first):
+            return *(gr.skip(),) * len(self.shown), say(request, "fault.seed")
+        radius = min(max(to_float(radius, RADIUS), 0.05), 1.0)
+        place = replace(old, first=int(first), psi=slide(psi), radius=radius, best=bool(best))
+        shown = list(self.hang(request, place))
+        shown[3:7] = [gr.skip()] * 4  # the controls stay under the visitor's hand
+        return *shown, ""
+
+    def turn(self, pages: int, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Turn the wall by some pages; after the last comes the first."""
+        place = Place.parse(text)
+        count = -(-(SEED_MAX + 1) // place.page)
+        offset = place.first % place.page
+        first = (place.first // place.page + pages) % count * place.page + offset
+        return self.hang(request, replace(place, first=min(first, SEED_MAX)))
+
+    def jump_far(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Hang a page that nobody asked for."""
+        place = Place.parse(text)
+        return self.hang(request, replace(place, first=dice() // place.page * place.page))
+
+    def more_like(self, request: gr.Request, address: Any, text: Any) -> tuple[Any, ...]:
+        """Turn to the wall and hang small steps around the met face there."""
+        like = self.desk.read(address).query()
+        place = replace(Place.parse(text), first=0, like=like, best=False)
+        return self.desk.go("wall"), *self.hang(request, place)
+
+    def leave_like(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Hang seeds again."""
+        return self.hang(request, replace(Place.parse(text), first=0, like=""))
+
+    def take(self, faces: Any, picked: gr.SelectData) -> tuple[Any, ...]:
+        """Meet the face that was clicked."""
+        return self.desk.go("meet"), *self.desk.meet(self.desk.read(faces[picked.index]))
