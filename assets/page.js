@@ -51,6 +51,8 @@
       remember(link.search);
       showSteps();
       writeAddress();
+      const picture = one("#face img");
+      if (picture) picture.alt = `${one("#seed span")?.textContent.trim()} ${link.searchParams.get("seed")}`;
       return link.href;
     },
     // Another place on a tab: keep it in the address.
@@ -87,10 +89,11 @@
   // Keys: space draws again, the arrows walk through the faces seen.
   const KEYS = { " ": "#roll", ArrowLeft: "#undo", ArrowRight: "#redo" };
   document.addEventListener("keydown", (event) => {
-    const busy = event.target.closest("input, textarea, select, button, a, [role], summary, video");
     const button = one(KEYS[event.key] || "#none");
-    if (busy && busy.id !== "roll") return;
-    if (busy || !button?.offsetParent || event.ctrlKey || event.metaKey || event.altKey) return;
+    const field = event.target.closest("input, textarea, select, button, a, summary, video, dialog");
+    // The open tab keeps the focus after a click, and has no use for the space bar.
+    const free = !field || (event.key === " " && field.getAttribute("aria-selected") === "true");
+    if (!free || !button?.offsetParent || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     button.click();
   });
@@ -101,22 +104,26 @@
   document.addEventListener("dragover", (event) => {
     if (!isFile(event) || elsewhere(event)) return;
     event.preventDefault();
-    document.body.classList.add("dropping");
+    one(".gradio-container").classList.add("dropping");
   });
   for (const kind of ["dragleave", "drop", "dragend"]) {
     document.addEventListener(kind, (event) => {
-      if (kind !== "dragleave" || !event.relatedTarget) document.body.classList.remove("dropping");
+      if (kind !== "dragleave" || !event.relatedTarget) one(".gradio-container").classList.remove("dropping");
     });
   }
   document.addEventListener("drop", (event) => {
     if (!isFile(event) || elsewhere(event)) return;
     event.preventDefault();
-    const field = one("#restore input[type=file]") || one("input#restore");
+    const field = one("#onward input[type=file]");
     const files = new DataTransfer();
     files.items.add(event.dataTransfer.files[0]);
     field.files = files.files;
     field.dispatchEvent(new Event("change", { bubbles: true }));
   });
+
+  const current = { zh: "zh-CN", ja: "ja" }[document.documentElement.lang.slice(0, 2)] || "en";
+  one(`[data-language="${current}"]`)?.setAttribute("aria-current", "true");
+  document.querySelectorAll(".line").forEach((line) => line.setAttribute("role", "status"));
 
   document.addEventListener("click", (event) => {
     const language = event.target.closest("[data-language]")?.dataset.language;

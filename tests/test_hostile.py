@@ -760,7 +760,7 @@ def test_the_api_answers_anything_without_a_traceback(page):
             assert "Traceback" not in text, body[:80]
             assert str(ROOT) not in text, body[:80]
             assert "root:" not in text
-    assert "event: complete" in ask(page, "generate", b'{"data": [42, 0.7]}')
+    assert "event: complete" in ask(page, "generate", b'{"data": [42, 0.7, ""]}')
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Desk:
             prefix="kaogan-", dir=self.cache, ignore_cleanup_errors=True
         )
         self.studio = studio
+        self.stops: dict[str, threading.Event] = {}  # long works, by the visitor's session
         self.album = Album(studio, self.folder.name)
         self.wall_place, self.mix_place, self.morph_place = self.places = [
             hidden_text(f"{tab}-place") for tab in PLACES
@@ -80,6 +82,22 @@ class Desk:
         places = (rest if name == tab else "" for name in PLACES)
         met = self.meet(*self.read_query(query, request))
         return self.go(tab if tab in NAMES else "meet"), *places, *met
+
+    @contextlib.contextmanager
+    def stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
+        """Make a long work of a visitor one that `stop` ends."""
+        session, event = request.session_hash or "", threading.Event()
+        self.stops[session] = event
+        try:
+            yield event
+        finally:
+            event.set()  # also where the visitor went away: the work ends soon
+            self.stops.pop(session, None)
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop the long work of a visitor."""
+        if event := self.stops.get(request.session_hash or ""):
+            event.set()
 
     def query(self, recipe: Recipe) -> str:
         """Return a recipe as the query of an address of this page."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from studio.colours import shown_colours
 from studio.recipe import DEFAULT_PSI, Edit, Recipe, RecipeError, recipe_from_png
 from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slide
 from studio.words import label, say
@@ -21,14 +24,16 @@ class Meet:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.controls: dict[str, Any] = {}
+        self.colours: dict[str, gr.ColorPicker] = {}
+        self.sliders: dict[str, gr.Slider] = {}
         with gr.Row(elem_id="stage"):
             with gr.Column(elem_id="easel", min_width=300):
                 self._lay_out_face()
             with gr.Column(elem_id="tools", min_width=300):
                 self._lay_out_tools()
         self.shown = [desk.address, self.face, self.note]
-        desk.meet_outputs = [*self.shown, self.seed, self.psi, *self.controls.values()]
+        pickers, sliders = self.colours.values(), self.sliders.values()
+        desk.meet_outputs = [*self.shown, self.seed, self.psi, *pickers, *sliders]
         desk.meet = self.all
 
     def _lay_out_face(self) -> None:
@@ -77,7 +82,6 @@ class Meet:
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(label("meet.like"), size="sm", elem_id="like", min_width=0)
             self.mix = gr.Button(label("meet.mix"), size="sm", elem_id="to-mix", min_width=0)
-            self.morph = gr.Button(label("meet.morph"), size="sm", elem_id="to-morph", min_width=0)
             self.restore = gr.UploadButton(
                 label("meet.restore"),
                 size="sm",
@@ -103,7 +107,7 @@ class Meet:
         if colours:
             with gr.Accordion(label("meet.colours"), open=True, elem_classes="section"), gr.Row():
                 for part in colours:
-                    self.controls[part] = gr.ColorPicker(
+                    self.colours[part] = gr.ColorPicker(
                         label=label(f"colour.{part}"), elem_id=f"edit-{part}", min_width=120
                     )
         for name, entries in kinds.items():
@@ -113,7 +117,7 @@ class Meet:
                 label(f"meet.{name}"), open=name == "features", elem_classes="section sliders"
             ):
                 for entry in entries:
-                    self.controls[entry.name] = self._slider(entry)
+                    self.sliders[entry.name] = self._slider(entry)
         with gr.Row(elem_id="hold-row"):
             self.hold = gr.Checkbox(label=label("meet.hold"), elem_id="hold", min_width=160)
             self.reset = gr.Button(label("meet.reset"), size="sm", elem_id="reset", min_width=0)
@@ -134,11 +138,17 @@ class Meet:
     def wire(self) -> None:
         """Connect the components with what they do."""
         desk, everything = self.desk, self.desk.meet_outputs
-        edits = list(self.controls.values())
-        changers = [self.seed.input, self.psi.input, *(c.input for c in edits)]
+        controls = [self.seed, self.psi, *self.sliders.values()]
         gr.on(
-            changers, self.change, [desk.address, self.seed, self.psi, *edits], self.shown, **LIVE
+            [control.input for control in controls],
+            self.change,
+            [desk.address, *controls],
+            self.shown,
+            **LIVE,
         )
+        for part, picker in self.colours.items():
+            picker.input(self.painter(part), [desk.address, picker], self.shown, **LIVE)
+        edits = self.colours or self.sliders
         hold = [self.hold] if edits else []
         self.roll.click(
             self.roll_one, [desk.address, self.psi, *hold], everything, **busy_on(self.face)
@@ -157,23 +167,51 @@ class Meet:
     def all(self, recipe: Recipe, line: str = "") -> tuple[Any, ...]:
         """Return the values of `desk.meet_outputs` for a face."""
         edits = {edit.name: edit.value for edit in recipe.edits}
-        values = (edits.get(n, None if n in COLOURS else 0) for n in self.controls)
-        return *self.face_of(recipe, line), recipe.seed, recipe.psi, *values
+        shown = shown_colours(self.desk.studio, recipe) if self.colours else {}
+        colours = (edits.get(part, shown.get(part)) for part in self.colours)
+        values = (edits.get(name, 0) for name in self.sliders)
+        return *self.face_of(recipe, line), recipe.seed, recipe.psi, *colours, *values
 
     def face_of(self, recipe: Recipe, line: str = "") -> tuple[str, str, str]:
         """Return address, picture and line of a face."""
         return HOME + self.desk.query(recipe), self.desk.album.face(recipe), line
 
-    def change(self, request: gr.Request, address: Any, seed: Any, psi: Any, *edits: Any) -> tuple:
+    def change(
+        self, request: gr.Request, address: Any, seed: Any, psi: Any, *sliders: Any
+    ) -> tuple[Any, ...]:
         """Show the face that the controls describe, or say what is wrong with a typed seed."""
         recipe = self.desk.read(address)
+        colours = tuple(edit for edit in recipe.edits if isinstance(edit.value, str))
         try:
             if seed != recipe.seed:
                 recipe = replace(recipe, seed=seed, w="")
-            recipe = replace(recipe, psi=slide(psi), edits=read_edits(self.controls, edits))
+            moved = self.read_sliders(sliders)
+            recipe = replace(recipe, psi=slide(psi), edits=(*colours, *moved))
         except RecipeError as error:
-            return gr.skip(), gr.skip(), seed_fault(seed, error, request)
+            return gr.skip(), gr.skip(), control_fault(seed, error, request)
         return self.face_of(recipe)
+
+    def read_sliders(self, values: tuple[Any, ...]) -> tuple[Edit, ...]:
+        """Return the edits of the sliders that were moved, inside their ranges."""
+        edits = []
+        for (name, slider), value in zip(self.sliders.items(), values, strict=True):
+            if isinstance(value, int | float) and value:
+                edits.append(Edit(name, min(max(value, slider.minimum), slider.maximum)))
+        return tuple(edits)
+
+    def painter(self, part: str) -> Callable[..., tuple[Any, ...]]:
+        """Return what a part's colour picker does."""
+
+        def paint(request: gr.Request, address: Any, colour: Any) -> tuple[Any, ...]:
+            recipe = self.desk.read(address)
+            others = tuple(edit for edit in recipe.edits if edit.name != part)
+            try:
+                recipe = replace(recipe, edits=(*others, Edit(part, to_hex(colour))))
+            except RecipeError as error:
+                return gr.skip(), gr.skip(), control_fault(recipe.seed, error, request)
+            return self.face_of(recipe)
+
+        return paint
 
     def roll_one(self, address: Any, psi: Any, hold: Any = False) -> tuple:
         """Show a face that nobody asked for, with the sliders as they stand where held."""
@@ -196,18 +234,22 @@ class Meet:
             recipe, line = recipe_from_png(path, self.desk.studio.revision)
         except (ValueError, OSError) as error:
             line = fault(request, error, "fault.png")
-            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(self.controls) + 2)
+            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(self.desk.meet_outputs) - 3)
         return self.all(recipe, line)
 
 
-def read_edits(controls: dict[str, Any], values: tuple[Any, ...]) -> tuple[Edit, ...]:
-    """Return the edits of the controls that were touched."""
-    touched = zip(controls, values, strict=True)
-    return tuple(Edit(name, value) for name, value in touched if value not in (None, "", 0))
+def to_hex(colour: Any) -> str:
+    """Return what a colour picker says, `#rrggbb` or `rgba(r, g, b, a)`, as `#rrggbb`."""
+    text = colour[:60] if isinstance(colour, str) else ""
+    numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", text)
+    if text.startswith("rgb") and len(numbers) >= 3:
+        return "#" + "".join(f"{min(round(float(n)), 255):02x}" for n in numbers[:3])
+    return text
 
 
-def seed_fault(seed: Any, error: Exception, request: gr.Request) -> str:
-    """Say what is wrong with a typed seed."""
+def control_fault(seed: Any, error: Exception, request: gr.Request) -> str:
+    """Say what is wrong with a typed seed, or with too many edits."""
     if seed is None:
         return say(request, "fault.seed")
-    return fault(request, error, "fault.seed")
+    key = "fault.seed" if "seed" in str(error) else "fault.edits"
+    return fault(request, error, key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -108,8 +107,7 @@ class MixTab:
         tab.select(self.offer, desk.keep, dropdowns, **QUIET)
         seeds = [slot["seed"] for slot in self.slots]
         gr.on([s.input for s in seeds], self.type_seeds, [place, *seeds], shown, **LIVE)
-        for index, slot in enumerate(self.slots):
-            take = partial(self.put, index)
+        for take, slot in zip((self.put_a, self.put_b), self.slots, strict=True):
             slot["met"].click(take, [place, desk.address], shown, **busy)
             slot["kept"].input(take, [place, slot["kept"]], shown, **busy)
         self.swap.click(self.swap_both, place, shown, **busy)
@@ -160,14 +158,16 @@ class MixTab:
         shown[4:6] = [gr.skip(), gr.skip()]
         return tuple(shown)
 
-    def put(self, index: int, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
-        """Put the met face, or a favourite, in one of the two places."""
-        a, b = self.parse(text)
+    def put_a(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
+        """Make the met face, or a favourite, the first of the two."""
+        return self.lay(request, self.desk.read(address), self.parse(text)[1])
+
+    def put_b(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
+        """Make the seed of the met face, or of a favourite, the second of the two."""
         face = self.desk.read(address)
-        if index == 0:
-            return self.lay(request, face, b)
         plain = face == Recipe(face.seed, face.psi)
-        return self.lay(request, a, face.seed, "" if plain else say(request, "mix.only-seed"))
+        line = "" if plain else say(request, "mix.only-seed")
+        return self.lay(request, self.parse(text)[0], face.seed, line)
 
     def swap_both(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
         """Let the two change places."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
 from model import SEED_MAX
+from studio.best import best_of
 from studio.pictures import WALL_FACES
 from studio.recipe import DEFAULT_PSI, Recipe, Vary, psi_text
 from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, slide
@@ -135,8 +135,8 @@ class Wall:
         gr.on(
             [k.input for k in knobs], self.change, [place, *knobs], [*self.shown, self.note], **LIVE
         )
-        for button, pages in ((self.back, -1), (self.more, 1)):
-            button.click(partial(self.turn, pages), place, self.shown, **busy)
+        self.back.click(self.turn_back, place, self.shown, **busy)
+        self.more.click(self.turn_on, place, self.shown, **busy)
         self.jump.click(self.jump_far, place, self.shown, **busy)
         self.leave.click(self.leave_like, place, self.shown, **busy)
         like.click(self.more_like, [desk.address, place], [desk.tabs, *self.shown], **QUIET)
@@ -172,7 +172,7 @@ class Wall:
         else:
             every = [Recipe(seed, place.psi) for seed in seeds]
         if place.best and self.desk.studio.D is not None:
-            return self.desk.studio.best_of(every, BEST_OF)
+            return best_of(self.desk.studio, every, BEST_OF)
         return every
 
     @staticmethod
@@ -199,7 +199,15 @@ class Wall:
         shown[3:7] = [gr.skip()] * 4  # the controls stay under the visitor's hand
         return *shown, ""
 
-    def turn(self, pages: int, request: gr.Request, text: Any) -> tuple[Any, ...]:
+    def turn_back(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Turn to the page before."""
+        return self.turn(request, text, -1)
+
+    def turn_on(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+        """Turn to the next page."""
+        return self.turn(request, text, 1)
+
+    def turn(self, request: gr.Request, text: Any, pages: int) -> tuple[Any, ...]:
         """Turn the wall by some pages; after the last comes the first."""
         place = Place.parse(text)
         count = -(-(SEED_MAX + 1) // place.page)
