@@ -227,14 +227,21 @@ class Meet:
         """Show the face of an address."""
         return self.all(*self.desk.read_with_line(address, request))
 
-    def open_png(self, request: gr.Request, upload: Any) -> tuple:
+    def open_png(self, request: gr.Request, upload: Any) -> tuple[Any, ...]:
         """Show the face whose recipe a PNG carries; the file is not kept."""
+        desk = self.desk
         try:
-            path = self.desk.take_upload(upload)
-            recipe, line = recipe_from_png(path, self.desk.studio.revision)
+            path = desk.take_upload(upload)
+            recipe, line = recipe_from_png(path, desk.studio.revision)
+            desk.forget_upload(path)
         except (ValueError, OSError) as error:
-            line = fault(request, error, "fault.png")
-            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(self.desk.meet_outputs) - 3)
+            recipe, line = None, f"{error}"
+        if recipe is None:
+            line = fault(request, ValueError(line), "fault.png")
+            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(desk.meet_outputs) - 3)
+        recipe, more = desk.studio.usable(recipe)
+        if line or more:
+            line = fault(request, ValueError(f"{line} {more}".strip()), "fault.address")
         return self.all(recipe, line)
 
 
