@@ -33,7 +33,7 @@ class About:
                 if SAMPLES.is_file():
                     gr.Image(
                         str(SAMPLES), label=label("about.samples"), show_label=True,
-                        interactive=False, buttons=["fullscreen"], elem_id="samples",
+                        interactive=False, buttons=["fullscreen"], elem_id="samples", alt_text="Seeds 0 … 99",
                     )  # fmt: skip
                 self._tell_story()
 
@@ -45,5 +45,5 @@ class About:
                 gr.Image(
                     str(STORY / name), show_label=False, interactive=False,
                     label=label(f"about.{name.split('.')[0]}"), buttons=["fullscreen"],
-                    elem_classes="story",
+                    elem_classes="story", alt_text=name.split(".")[0],
                 )  # fmt: skip

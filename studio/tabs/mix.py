@@ -87,6 +87,7 @@ class MixTab:
                 interactive=False,
                 buttons=[],
                 elem_id=f"face-{name}",
+                alt_text=name.upper(),
                 elem_classes="parent",
             )
             slot["seed"] = gr.Number(label=label(f"mix.{name}"), elem_id=f"seed-{name}")
