@@ -33,7 +33,8 @@ class About:
                 if SAMPLES.is_file():
                     gr.Image(
                         str(SAMPLES), label=label("about.samples"), show_label=True,
-                        interactive=False, buttons=["fullscreen"], elem_id="samples", alt_text="Seeds 0 … 99",
+                        interactive=False, buttons=["fullscreen"], elem_id="samples",
+                        alt_text="Seeds 0 … 99",
                     )  # fmt: skip
                 self._tell_story()
 
