@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -884,6 +885,13 @@ class Discriminator(KaoganModel):
 # The article's networks
 
 
+def _check_z_dim(z_dim: int) -> int:
+    """Validate the length of a latent, which may come from a stranger's config.json."""
+    if type(z_dim) is not int or not 1 <= z_dim <= MAX_LATENT:
+        raise ModelError(f"z_dim must be a whole number from 1 to {MAX_LATENT}, not {z_dim!r:.40}")
+    return z_dim
+
+
 class ArticleGenerator(
     KaoganModel,
     pipeline_tag="unconditional-image-generation",
@@ -900,11 +908,7 @@ class ArticleGenerator(
 
     def __init__(self, z_dim: int = 100) -> None:
         super().__init__()
-        if type(z_dim) is not int or not 1 <= z_dim <= MAX_LATENT:
-            raise ModelError(
-                f"z_dim must be a whole number from 1 to {MAX_LATENT}, not {z_dim!r:.40}"
-            )
-        self.z_dim = z_dim
+        self.z_dim = _check_z_dim(z_dim)
         self.project = nn.Linear(z_dim, 15 * 192 * 192)
         self.layers = nn.Sequential(
             nn.BatchNorm2d(15),
@@ -922,6 +926,44 @@ class ArticleGenerator(
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures `[N, 3, 96, 96]` in [-1, 1] from z `[N, z_dim]`, scaled by psi."""
         return self.layers(self.project(z * psi).view(-1, 15, 192, 192))
+
+
+class ArticleDeconvGenerator(
+    KaoganModel,
+    pipeline_tag="unconditional-image-generation",
+):
+    """The route that the tutorial names and leaves out: transposed convolutions, 6 → 96 px.
+
+    Layers and first weights follow DCGAN (Radford et al. 2016, arXiv 1511.06434); the widths give
+    it the capacity of `ArticleDiscriminator`, 16 million parameters. `psi` scales z.
+
+    Args:
+        z_dim: length of the latent.
+    """
+
+    resolution, img_channels = 96, 3
+    WIDTHS = (1152, 512, 256, 128)  # at 6, 12, 24 and 48 px
+
+    def __init__(self, z_dim: int = 100) -> None:
+        super().__init__()
+        self.z_dim = _check_z_dim(z_dim)
+        layers: list[nn.Module] = []
+        for index, (narrow, wide) in enumerate(itertools.pairwise((z_dim, *self.WIDTHS))):
+            kernel, stride, padding = (4, 2, 1) if index else (6, 1, 0)
+            layers += [
+                nn.ConvTranspose2d(narrow, wide, kernel, stride, padding, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(inplace=True),
+            ]
+        last = nn.ConvTranspose2d(self.WIDTHS[-1], self.img_channels, 4, 2, 1)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+        for layer in self.layers:
+            if isinstance(layer, nn.ConvTranspose2d):
+                nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
+        """Draw pictures `[N, 3, 96, 96]` in [-1, 1] from z `[N, z_dim]`, scaled by psi."""
+        return self.layers((z * psi)[:, :, None, None])
 
 
 class ArticleDiscriminator(KaoganModel):
@@ -958,11 +1000,67 @@ class ArticleDiscriminator(KaoganModel):
         return torch.sigmoid(self(images))
 
 
+class DenseGenerator(
+    KaoganModel,
+    pipeline_tag="unconditional-image-generation",
+):
+    """The dense generator for 28×28 grey pictures in a comment below the tutorial.
+
+    Its own latent is uniform in [-1, 1]. Seeds give normal numbers everywhere in this project, so
+    it first takes each through the normal distribution function, u = 2Φ(z) - 1 = erf(z / √2),
+    which makes exactly that. `psi` scales u; there is no w.
+
+    Args:
+        z_dim: length of the latent.
+    """
+
+    resolution, img_channels = 28, 1
+
+    def __init__(self, z_dim: int = 100) -> None:
+        super().__init__()
+        self.z_dim = _check_z_dim(z_dim)
+        self.layers = nn.Sequential(
+            nn.Linear(z_dim, 128),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Linear(128, 128),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Linear(128, 28 * 28),
+            nn.Tanh(),
+        )
+
+    def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
+        """Draw pictures `[N, 1, 28, 28]` in [-1, 1] from z `[N, z_dim]`, standard normal."""
+        return self.layers(torch.erf(z / math.sqrt(2)) * psi).view(-1, 1, 28, 28)
+
+
+class DenseDiscriminator(KaoganModel):
+    """The dense discriminator for 28×28 grey pictures in a comment below the tutorial."""
+
+    resolution, img_channels = 28, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(28 * 28, 128),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Linear(128, 128),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Linear(128, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[N, 1, 28, 28]` in [-1, 1] to logits `[N]`."""
+        return self.layers(images.flatten(1)).squeeze(1)
+
+
 NETWORKS: dict[str, type[KaoganModel]] = {
     "Generator": Generator,
     "Discriminator": Discriminator,
     "ArticleGenerator": ArticleGenerator,
+    "ArticleDeconvGenerator": ArticleDeconvGenerator,
     "ArticleDiscriminator": ArticleDiscriminator,
+    "DenseGenerator": DenseGenerator,
+    "DenseDiscriminator": DenseDiscriminator,
 }
 
 

@@ -84,6 +84,8 @@ def train(config: TrainConfig) -> Path:
                 bar.update(min(config.batch_size / 1000, bar.total - bar.n))  # no more than whole
                 if tick_due(run):
                     tick(run, bar)
+                if measure_due(run):
+                    measure(run)
         finish(run, reason)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
@@ -144,16 +146,26 @@ def g_step(run: Run) -> None:
                     real = augmented(run, real_batch(run, part), PAIR_AUGMENT, part)
                 loss, stats = g_loss(run.D_raw, fake, config.objective, real=real)
             run.accelerator.backward(loss)
+            if config.gradient_norm and run.accelerator.sync_gradients:
+                stats["g_gradient"] = gradient_norm(run.G_raw)
             run.G_opt.step()
             run.G_opt.zero_grad()
         note(run, stats)
     run.D_raw.requires_grad_(True)
 
 
+def gradient_norm(network: torch.nn.Module) -> Tensor:
+    """Return the length of a network's whole gradient, a scalar."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).norm()
+
+
 @torch.no_grad()
 def update_ema(run: Run) -> None:
     """Move G_ema towards G, with a half-life in images that starts short."""
     config = run.config
+    if not config.ema_kimg:
+        return  # it is G
     half_life = min(config.ema_kimg * 1000, config.ema_rampup * run.nimg)
     decay = 0.5 ** (config.batch_size / half_life) if half_life > 0 else 0.0
     averaged, current = list(run.G_ema.parameters()), list(run.G_raw.parameters())
@@ -274,28 +286,37 @@ def tick_due(run: Run) -> bool:
     return run.nimg // size != (run.nimg - run.config.batch_size) // size
 
 
+def measure_due(run: Run) -> bool:
+    """Tell whether the last batch went past a mark of --metric-at; the end measures by itself."""
+    before = run.nimg - run.config.batch_size
+    marks = [1000 * mark for mark in run.config.metric_marks()]
+    return run.nimg < run.config.total_kimg * 1000 and any(before < m <= run.nimg for m in marks)
+
+
 def tick(run: Run, bar: tqdm) -> None:
     """Log, check that losses are numbers, draw the grid, save when due."""
     stats = read_stats(run)
     require_finite(run, [k for k, v in stats.items() if not math.isfinite(v)])
     now = time.monotonic()
     speed = (run.nimg - run.tick_nimg) / max(now - run.tick_started, 1e-9)
-    fakes = sample(run, psi=1.0)
     line = {
         "kimg": run.nimg / 1000,
         "minutes": round(run.seconds / 60 + minutes(run), 3),
         "images_per_s": round(speed, 2),
-        "diversity": round(fakes.std(0).mean().item(), 5),  # over faces; 0: all are one
-        **{k: round(v, 6) for k, v in stats.items()},
+        **{k: float(f"{v:.6g}") for k, v in stats.items()},
     }
+    ticks = round(run.nimg / (run.config.tick_kimg * 1000))
+    if ticks % run.config.grid_ticks == 0:
+        fakes = sample(run, psi=1.0)
+        line["diversity"] = round(fakes.std(0).mean().item(), 5)  # over faces; 0: all are one
+        if run.accelerator.is_main_process:
+            save_grid(fakes, run.folder / "grids" / f"kimg-{run.nimg / 1000:09.3f}.png")
     if run.accelerator.is_main_process:
         with (run.folder / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        save_grid(fakes, run.folder / "grids" / f"kimg-{run.nimg / 1000:09.3f}.png")
     run.accelerator.log(line, step=run.nimg)
     shown = {k: f"{v:.3f}" for k, v in stats.items() if k in ("d_loss", "g_loss", "r1")}
     bar.set_postfix({"img/s": f"{speed:.0f}", **shown})
-    ticks = round(run.nimg / (run.config.tick_kimg * 1000))
     if ticks and ticks % run.config.snapshot_ticks == 0:
         save(run)
         push(run)

@@ -349,4 +349,11 @@ def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None
         index, slot = key.split("/")
         state.setdefault(int(index), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, slots in state.items():
+        # In the memory order of the parameter, by which a fused step walks through all of them.
+        state[index] = {
+            k: v if k == "step" else torch.empty_like(parameters[index]).copy_(v)
+            for k, v in slots.items()
+        }
     optimizer.load_state_dict({"state": state, "param_groups": groups})

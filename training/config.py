@@ -50,7 +50,9 @@ class TrainConfig:
     workers: int = setting(0, "processes that pack the data; 0: one for each core")
 
     # Networks
-    networks: str = setting("kaogan", "family of G and D", ("kaogan", "article"))
+    networks: str = setting(
+        "kaogan", "family of G and D", ("kaogan", "article", "article-deconv", "dense")
+    )
     critic: str = setting(
         "residual",
         "D of kaogan: residual, or projected (heads on frozen features; try hinge, --r1-gamma 0)",
@@ -100,12 +102,15 @@ class TrainConfig:
     total_kimg: float = setting(1000.0, "thousand images after which the run ends")
     max_minutes: float = setting(0.0, "minutes after which this launch ends; 0: no limit")
     tick_kimg: float = setting(4.0, "thousand images from one line and grid to the next")
+    grid_ticks: int = setting(1, "ticks from one sample grid to the next")
     snapshot_ticks: int = setting(4, "ticks from one checkpoint to the next")
     keep: int = setting(2, "newest checkpoints to keep")
     metric_samples: int = setting(5000, "faces to draw for the metrics at the end; 0: no metrics")
+    metric_at: str = setting("", "comma list of thousand images at which to measure as well")
     metric_features: str = setting(
         "efficientnet-lite0", "features that the metrics compare", tuple(FEATURES)
     )
+    gradient_norm: bool = setting(False, "log the length of G's gradient at every step")
     log_with: str = setting(
         "", "also log to this, where installed", ("", "tensorboard", "trackio", "wandb")
     )
@@ -127,6 +132,7 @@ class TrainConfig:
             parse_policy(self.augment)
         except ValueError as error:
             raise ConfigError(f"--augment: {error}") from error
+        self.metric_marks()
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
         if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
@@ -139,6 +145,7 @@ class TrainConfig:
         above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr")
         at_least_1 = (
             "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
+            "grid_ticks",
             "z_dim", "w_dim", "mapping_layers", "group_size",
         )  # fmt: skip
         shares = ("beta1", "beta2", "augment_strength")
@@ -151,6 +158,22 @@ class TrainConfig:
                 if not fits(getattr(self, name)):
                     raise ConfigError(f"{flag(name)} must {wanted}, not {getattr(self, name)}")
 
+    def metric_marks(self) -> list[float]:
+        """Return the thousand images at which to measure, besides the end.
+
+        Raises:
+            ConfigError: no comma list of numbers above 0.
+        """
+        try:
+            marks = [float(part) for part in self.metric_at.split(",") if part.strip()]
+        except ValueError:
+            marks = [math.nan]
+        if not all(0 < mark < math.inf for mark in marks):
+            raise ConfigError(
+                f"--metric-at takes numbers like 31,62,155, not {self.metric_at!r:.60}"
+            )
+        return marks
+
     def save(self, path: Path) -> None:
         """Write every setting but secrets as JSON, which `--config` reads back."""
         path.write_text(json.dumps(self.public(), indent=2) + "\n", encoding="utf-8")
@@ -162,6 +185,16 @@ class TrainConfig:
     def __repr__(self) -> str:
         return f"TrainConfig({self.public()})"
 
+
+# The tutorial that this project starts from: its networks, its Adam, one step of D and one of G on
+# fresh latents; no average of G, no penalty, no augmentation, not even mirrored pictures.
+ARTICLE: dict[str, Any] = {
+    "networks": "article", "resolution": 96, "z_dim": 100, "xflip": False,
+    "objective": "bce", "r1_gamma": 0.0, "ema_kimg": 0.0, "batch_size": 32,
+    "g_lr": 2e-4, "d_lr": 2e-4, "beta1": 0.9, "beta2": 0.999,
+    "total_kimg": 310.0, "tick_kimg": 3.1, "grid_ticks": 10, "snapshot_ticks": 10,  # ten epochs
+    "gradient_norm": True,
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     # One CPU core, about 40 images/s at 64 px on a 2025 server core.
@@ -176,6 +209,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "resolution": 32, "channel_base": 512, "channel_max": 64, "z_dim": 64, "w_dim": 64,
         "batch_size": 16, "total_kimg": 8.0, "tick_kimg": 1.0, "metric_samples": 500,
+    },
+    # The objective of Goodfellow's paper, as the paper has it and as the tutorial spells it; then
+    # cross-entropy, and cross-entropy with transposed convolutions.
+    "article-minimax": ARTICLE | {"objective": "minimax"},
+    "article-logsum": ARTICLE | {"objective": "minimax-logsum"},
+    "article-bce": ARTICLE,
+    "article-deconv": ARTICLE | {"networks": "article-deconv"},
+    # The dense GAN for 28 px grey pictures in a comment below the tutorial.
+    "dense": ARTICLE | {
+        "networks": "dense", "resolution": 28, "img_channels": 1, "real_label": 0.9,
+        "batch_size": 100, "g_lr": 1e-3, "d_lr": 1e-3,
     },
 }  # fmt: skip
 

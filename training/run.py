@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,10 +31,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model import (
+    ArticleDeconvGenerator,
     ArticleDiscriminator,
     ArticleGenerator,
+    DenseDiscriminator,
+    DenseGenerator,
     Discriminator,
     Generator,
+    KaoganModel,
     ModelError,
     count_parameters,
     default_channels,
@@ -82,8 +87,9 @@ class Run:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that a checkpoint holds, by name."""
-        return {"G": self.G_raw, "D": self.D_raw, "G_ema": self.G_ema}
+        """The networks that a checkpoint holds, by name; no average where there is none."""
+        networks = {"G": self.G_raw, "D": self.D_raw}
+        return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -107,10 +113,10 @@ def build(config: TrainConfig) -> Run:
     if config.init_from and not checkpoint:
         accelerator.print(init_from(config.init_from, G, D))
     G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
-    G_ema = copy.deepcopy(G).requires_grad_(False).eval()
+    G_ema = make_average(G, config)
     betas = (float(config.beta1), float(config.beta2))
-    G_opt = torch.optim.Adam(G.parameters(), config.g_lr, betas)
-    D_opt = torch.optim.Adam(D.parameters(), config.d_lr, betas)
+    G_opt = torch.optim.Adam(G.parameters(), config.g_lr, betas, fused=True)
+    D_opt = torch.optim.Adam(D.parameters(), config.d_lr, betas, fused=True)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
     batches = Batches(
         faces,
@@ -131,6 +137,18 @@ def build(config: TrainConfig) -> Run:
     forget_later(run)
     note_facts(run)
     return run
+
+
+def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
+    """Return the G that is shown and kept: an average of its own or, for --ema-kimg 0, G itself.
+
+    G itself means the same tensors in modules of their own, which stay in evaluation mode while
+    those of G train: with batch norms that is another function.
+    """
+    if config.ema_kimg:
+        return copy.deepcopy(G).requires_grad_(False).eval()
+    tensors = [*G.parameters(), *G.buffers()]
+    return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -233,12 +251,14 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
 
 def forget_later(run: Run) -> None:
     """Drop what was logged after this point by a run that was killed."""
-    stats = run.folder / "stats.jsonl"
-    if run.accelerator.is_main_process and stats.exists():
-        lines = stats.read_text().splitlines(True) if run.nimg else []
-        part = stats.with_suffix(".part")
-        part.write_text("".join(line for line in lines if logged(line) <= run.nimg))
-        part.replace(stats)
+    if not run.accelerator.is_main_process:
+        return
+    for path in (run.folder / "stats.jsonl", run.folder / "metrics.jsonl"):
+        if path.exists():
+            lines = path.read_text().splitlines(True) if run.nimg else []
+            part = path.with_suffix(".part")
+            part.write_text("".join(line for line in lines if logged(line) <= run.nimg))
+            part.replace(path)
 
 
 def logged(line: str) -> float:
@@ -298,14 +318,25 @@ def make_critic(config: TrainConfig, widths: Sequence[int]) -> nn.Module:
     )
 
 
-def article_networks(config: TrainConfig) -> tuple[ArticleGenerator, ArticleDiscriminator]:
-    """Make the tutorial's networks, which are of one size."""
-    if (config.resolution, config.img_channels) != (96, 3):
-        raise ConfigError("--networks article draws 96 px RGB only; add --resolution 96")
-    return ArticleGenerator(z_dim=config.z_dim), ArticleDiscriminator()
+def fixed_networks(
+    G_kind: type[KaoganModel], D_kind: type[KaoganModel], config: TrainConfig
+) -> tuple[KaoganModel, KaoganModel]:
+    """Make networks of the tutorial, which are of one size."""
+    size, channels = G_kind.resolution, G_kind.img_channels
+    if (config.resolution, config.img_channels) != (size, channels):
+        raise ConfigError(
+            f"--networks {config.networks} draws {size} px {'RGB' if channels == 3 else 'grey'} "
+            f"only; add --resolution {size} --img-channels {channels}"
+        )
+    return G_kind(z_dim=config.z_dim), D_kind()
 
 
-NETWORKS = {"kaogan": kaogan_networks, "article": article_networks}
+NETWORKS = {
+    "kaogan": kaogan_networks,
+    "article": partial(fixed_networks, ArticleGenerator, ArticleDiscriminator),
+    "article-deconv": partial(fixed_networks, ArticleDeconvGenerator, ArticleDiscriminator),
+    "dense": partial(fixed_networks, DenseGenerator, DenseDiscriminator),
+}
 
 
 def greet(run: Run) -> None:

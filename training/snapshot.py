@@ -82,9 +82,11 @@ def push(run: Run, tag: str = "") -> None:
 
 
 def measure(run: Run) -> None:
-    """Print and keep the metrics of G_ema at psi 1."""
+    """Print and keep the metrics of G_ema at psi 1: all in metrics.jsonl, the last as JSON too."""
     config = run.config
     if config.metric_samples and run.accelerator.is_main_process:
+        if hasattr(run.G_ema, "update_w_avg"):
+            run.G_ema.update_w_avg()
         scores = score(
             run.G_ema,
             run.faces,
@@ -94,6 +96,8 @@ def measure(run: Run) -> None:
         )
         figures = {"kimg": run.nimg / 1000, "psi": 1.0, **scores.to_dict()}
         (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
         print(scores.line())
     run.accelerator.wait_for_everyone()
 

@@ -1,0 +1,473 @@
+"""The tutorial's experiment: train every variant, measure it, draw the report's plots.
+
+    pip install -r requirements-bench.txt
+    python -m benchmarks.article --run --data FACES --images 310000      # ten epochs, on a GPU
+    python -m benchmarks.article --speed                                 # its step, naive and ours
+    python -m benchmarks.article                                         # figures and plots anew
+
+`--run` goes on where it was stopped. Runs lie under runs/article, one folder for each variant.
+What the report shows goes to docs/article: figures.json, plots (SVG) and drawn faces (WebP); the
+tables between the report's own marks are written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
+from training.config import BUNDLED_FACES, PRESETS, make_config
+from training.losses import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "article"
+DOCS = ROOT / "docs" / "article"
+REPORT = ROOT / "docs" / "article.md"
+EPOCHS = (1, 2, 5, 10)  # of which the last is --images; a shorter run keeps the proportions
+TICKS, GRIDS = 80, 10  # lines of statistics and sample grids of a run
+PROBE = 8  # latents at which G's gradient is measured under each loss
+SPEED_BATCH, SPEED_REPEATS = 32, 3
+# The flags of train.py, besides those that every run gets.
+TUTORIAL: dict[str, list[str]] = {
+    "article-minimax": ["--preset", "article-minimax"],
+    "article-logsum": ["--preset", "article-logsum"],
+    "article-bce": ["--preset", "article-bce"],
+    "article-deconv": ["--preset", "article-deconv"],
+    "kaogan": ["--preset", "kaogan-64", "--resolution", "96"],
+}
+# The dense networks are small enough for all ten epochs on one core: there, every loss has its say.
+GREY = ["--preset", "dense", "--metric-features", "hog", "--objective"]
+DENSE: dict[str, list[str]] = {
+    "dense-minimax": [*GREY, "minimax"],
+    "dense-logsum": [*GREY, "minimax-logsum"],
+    "dense-bce": [*GREY, "bce", "--real-label", "1"],
+    "dense": [*GREY, "bce"],
+}
+VARIANTS = TUTORIAL | DENSE
+LABELS = {
+    "article-minimax": "minimax",
+    "article-logsum": "log of the sum",
+    "article-bce": "cross-entropy",
+    "article-deconv": "transposed, cross-entropy",
+    "kaogan": "Kaogan",
+    "dense-minimax": "minimax",
+    "dense-logsum": "log of the sum",
+    "dense-bce": "cross-entropy",
+    "dense": "cross-entropy, 0.9",
+}
+COLOURS = {"minimax": "#c0392b", "logsum": "#e08e0b", "bce": "#2166ac", "deconv": "#1b9e77"}
+
+
+# ------------------------------------------------------------------------------------------
+# Training
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train every variant to as many images, then Kaogan's for as many seconds."""
+    for name in options.variants:
+        whole, batch_size, samples = options.images, options.batch_size, options.metric_samples
+        if name in DENSE:
+            whole, batch_size, samples = options.dense_images, 100, 2000
+        images = whole
+        if name == "kaogan":
+            images = round(whole * max(1.0, options.kaogan_speed or kaogan_speed()))
+        images = -(-images // batch_size) * batch_size  # whole batches
+        folder = options.runs / name
+        if done(folder) < images:
+            tick = max(1, whole // TICKS // batch_size) * batch_size
+            marks = [whole * epoch / EPOCHS[-1] / 1000 for epoch in options.marks]
+            run_to(folder, [
+                *VARIANTS[name], "--data", *options.data, "--batch-size", str(batch_size),
+                "--total-kimg", str(images / 1000), "--tick-kimg", str(tick / 1000),
+                "--metric-at", ",".join(map(str, marks)), "--metric-samples", str(samples),
+            ])  # fmt: skip
+
+
+def run_to(folder: Path, flags: list[str]) -> None:
+    """Train one run to its end, going on from its last checkpoint, and probe what it learned."""
+    resume = ["--resume", "latest"] if any(folder.glob("checkpoints/*.safetensors")) else []
+    command = [
+        sys.executable, "train.py", *flags, "--out", str(folder), *resume, "--keep", "1",
+        "--grid-ticks", str(TICKS // GRIDS), "--snapshot-ticks", str(TICKS // 2),
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
+    (folder / "probe.json").write_text(json.dumps(probe(folder), indent=2) + "\n")
+
+
+def done(folder: Path) -> int:
+    """Return the images after which a run was last measured; 0 where it never was."""
+    return max((round(line["kimg"] * 1000) for line in read_lines(folder, "metrics")), default=0)
+
+
+def read_lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return the lines of a run's stats.jsonl or metrics.jsonl; none where there is no file."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def probe(folder: Path) -> dict[str, Any]:
+    """Measure a trained pair: the length of G's gradient under each loss, at the same latents."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    G = load_network(folder / "generator").to(device).train()
+    D = load_network(folder / "discriminator").to(device).requires_grad_(False)
+    logits = D(G(latents_from_seeds(range(PROBE), G.z_dim).to(device)))
+    lengths = {}
+    for name in ("minimax", "minimax-logsum", "bce"):
+        loss = OBJECTIVES[name].g(logits, None)
+        gradients = torch.autograd.grad(loss, list(G.parameters()), retain_graph=True)
+        lengths[name] = torch.stack(torch._foreach_norm(gradients)).norm().item()
+    return {"gradient": lengths, "d_fake": torch.sigmoid(logits).mean().item()}
+
+
+# ------------------------------------------------------------------------------------------
+# Speed
+
+
+def naive_step(
+    G: nn.Module, D: nn.Module, G_opt: Any, D_opt: Any, real: Tensor, z: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Do the tutorial's step with cross-entropy as tutorials write it; z: for D's step, for G's."""
+    bce = nn.BCELoss()
+    one, zero = torch.ones(len(real), device=real.device), torch.zeros(len(real)).to(real.device)
+    D_opt.zero_grad()
+    d_loss = bce(D.probability(real), one) + bce(D.probability(G(z[0]).detach()), zero)
+    d_loss.backward()
+    D_opt.step()
+    G_opt.zero_grad()
+    g_loss = bce(D.probability(G(z[1])), one)
+    g_loss.backward()
+    G_opt.step()
+    return d_loss.detach(), g_loss.detach()
+
+
+def time_naive(steps: int) -> float:
+    """Return images per second of the naive step, after one to warm up."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    G, D = ArticleGenerator().to(device), ArticleDiscriminator().to(device)
+    optimizers = [torch.optim.Adam(n.parameters(), 2e-4) for n in (G, D)]
+    real = torch.rand(SPEED_BATCH, 3, 96, 96, device=device) * 2 - 1
+
+    def step() -> None:
+        z = torch.randn(2, SPEED_BATCH, G.z_dim, device=device)
+        naive_step(G, D, *optimizers, real, (z[0], z[1]))
+
+    return time_steps(step, steps)
+
+
+def time_ours(name: str, steps: int) -> float:
+    """Return images per second of a variant's step by train.py, after one to warm up."""
+    import train
+    from training.run import build
+
+    preset, *rest = TUTORIAL[name][1:]
+    sizes = {"resolution": int(rest[1])} if rest else {}
+    with tempfile.TemporaryDirectory() as out:
+        shared = {"out": out, "batch_size": SPEED_BATCH, "metric_samples": 0, "penalty_interval": 4}
+        run = build(make_config(PRESETS[preset], sizes, shared, {"data": (str(BUNDLED_FACES),)}))
+
+        def step() -> None:
+            train.d_step(run)
+            train.g_step(run)
+            run.nimg += SPEED_BATCH
+            train.update_ema(run)
+
+        try:
+            return time_steps(step, steps)
+        finally:
+            run.lock.close()
+
+
+def time_steps(step: Any, steps: int) -> float:
+    """Return images per second; on a CPU, of the process's own time, whoever else computes."""
+    cuda = torch.cuda.is_available()
+    clock = time.perf_counter if cuda else time.process_time
+    step()
+    torch.cuda.synchronize() if cuda else None
+    start = clock()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize() if cuda else None
+    return SPEED_BATCH * steps / (clock() - start)
+
+
+def measure_speed() -> dict[str, Any]:
+    """Time each step in fresh processes, in turns; return images per second, the median of all."""
+    kinds = ("naive", "article-bce", "kaogan")
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(SPEED_REPEATS):
+        for kind in kinds:
+            command = [sys.executable, "-m", "benchmarks.article", "--step", kind]
+            printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            found[kind].append(float(printed.stdout.split()[-1]))
+            print(f"{kind}: {found[kind][-1]:.2f} images/s", flush=True)
+    medians = {kind: round(sorted(rates)[len(rates) // 2], 2) for kind, rates in found.items()}
+    factors = sorted(a / b for a, b in zip(found["article-bce"], found["naive"], strict=True))
+    cuda = torch.cuda.is_available()
+    return {
+        "images_per_s": medians,
+        "factor": round(factors[len(factors) // 2], 2),
+        "factors": [round(f, 2) for f in factors],
+        "batch_size": SPEED_BATCH,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
+
+
+def kaogan_speed() -> float:
+    """Return how many images Kaogan trains on in the time of one of the tutorial's."""
+    path = DOCS / "speed.json"
+    if not path.exists():
+        raise SystemExit("benchmarks.article: run --speed first, or give --kaogan-speed")
+    rates = json.loads(path.read_text())["images_per_s"]
+    return rates["kaogan"] / rates["article-bce"]
+
+
+# ------------------------------------------------------------------------------------------
+# The report
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write figures, plots and drawn faces into docs/article, and the report's tables."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    runs = {name: options.runs / name for name in VARIANTS}
+    runs = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
+    if not runs:
+        raise SystemExit(f"benchmarks.article: {options.runs} holds no run; train with --run")
+    figures = {name: collect(folder) for name, folder in runs.items()}
+    text = json.dumps(figures, indent=1) + "\n"
+    (DOCS / "figures.json").write_text(text, encoding="utf-8")
+    draw_plots(figures)
+    draw_films(runs)
+    fill_report(figures)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Return what the report needs of a run: settings, curves, metrics, the probe."""
+    config = json.loads((folder / "config.json").read_text())
+    kept = ("d_loss", "g_loss", "d_real", "d_fake", "g_gradient", "images_per_s")
+    lines = read_lines(folder, "stats")
+    curves = {"images": [round(line["kimg"] * 1000) for line in lines]}
+    curves |= {k: [line.get(k) for line in lines] for k in kept if k in lines[-1]}
+    probe_file = folder / "probe.json"
+    metrics = {round(line["kimg"] * 1000): line for line in read_lines(folder, "metrics")}
+    return {
+        "objective": config["objective"],
+        "batch_size": config["batch_size"],
+        "facts": json.loads((folder / "facts.json").read_text()),
+        "metrics": metrics,
+        "probe": json.loads(probe_file.read_text()) if probe_file.exists() else None,
+        "curves": curves,
+    }
+
+
+def draw_plots(figures: dict[str, Any]) -> None:
+    """Draw losses, what D believes and the length of G's gradient, over images."""
+    for family, prefix in (("article", ""), ("dense", "dense-")):
+        runs = {k: v for k, v in figures.items() if k.startswith(family)}
+        lines = {name: entry["curves"] for name, entry in runs.items()}
+        if lines:
+            plot(f"{prefix}losses.svg", lines, {"d_loss": "D's loss", "g_loss": "G's loss"})
+            beliefs = {"d_real": "D(x), of real pictures", "d_fake": "D(G(z)), of drawn ones"}
+            plot(f"{prefix}beliefs.svg", lines, beliefs)
+            length = {"g_gradient": "length of G's gradient"}
+            plot(f"{prefix}gradient.svg", lines, length, log=True)
+
+
+def plot(
+    name: str, lines: dict[str, dict[str, list]], panels: dict[str, str], *, log: bool = False
+) -> None:
+    """Draw one panel for each figure, one line for each variant, as an SVG of stable bytes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "kaogan", "font.size": 10, "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    picture, axes = pyplot.subplots(
+        1, len(panels), figsize=(9, 3.2), layout="constrained", squeeze=False
+    )
+    for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
+        for variant, curves in lines.items():
+            points = [
+                (x, y) for x, y in zip(curves["images"], curves[key], strict=True) if y is not None
+            ]
+            axis.plot(*zip(*points, strict=True), label=LABELS[variant], color=colour(variant))
+        axis.set(title=title, xlabel="images shown")
+        axis.set_yscale("log") if log else None
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if len(labels) > 1:
+        picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    picture.savefig(DOCS / name, metadata={"Date": None})
+    pyplot.close(picture)
+
+
+def colour(variant: str) -> str:
+    """Return a variant's colour in every plot."""
+    return COLOURS.get(variant.rpartition("-")[2], "#444444")
+
+
+def draw_films(runs: dict[str, Path]) -> None:
+    """Join the sample grids of all variants over time into films, and their last ones."""
+    for film, names, side in (
+        ("samples", [n for n in TUTORIAL if n in runs], 3),
+        ("dense", [n for n in DENSE if n in runs], 8),
+    ):
+        if not names:
+            continue
+        grids = {name: sorted((runs[name] / "grids").glob("kimg-*.png")) for name in names}
+        times = [[kimg(path) for path in grids[name]] for name in names]
+        shared = sorted(set(times[0]).intersection(*times))
+        frames = [
+            strip({n: next(p for p in grids[n] if kimg(p) == t) for n in names}, side, t)
+            for t in shared
+        ]
+        shown = {"save_all": True, "append_images": frames[1:], "loop": 0, "quality": 80}
+        frames[0].save(DOCS / f"{film}.webp", duration=[700] * (len(frames) - 1) + [3000], **shown)
+        frames[-1].save(DOCS / f"{film}-last.webp", quality=85)
+    if "kaogan" in runs:
+        last = {"kaogan": runs["kaogan"] / "grid-psi1.png"}
+        strip(last, 3, done(runs["kaogan"]) / 1000).save(DOCS / "kaogan-last.webp", quality=85)
+
+
+def kimg(path: Path) -> float:
+    """Return the thousand images in a grid's name."""
+    return float(path.stem.removeprefix("kimg-"))
+
+
+def strip(grids: dict[str, Path], side: int, at: float) -> Image.Image:
+    """Set the first `side`² faces of each grid side by side, with names above them."""
+    tiles = []
+    for path in grids.values():
+        with Image.open(path) as grid:
+            size = grid.width * side // 8
+            tiles.append(grid.convert("RGB").crop((0, 0, size, size)))
+    gap, head = 12, 24
+    width = sum(tile.width for tile in tiles) + gap * (len(tiles) - 1)
+    sheet = Image.new("RGB", (width, tiles[0].height + head), "white")
+    pen, x = ImageDraw.Draw(sheet), 0
+    for name, tile in zip(grids, tiles, strict=True):
+        sheet.paste(tile, (x, head))
+        pen.text((x, 2), LABELS[name], fill="black", font_size=15)
+        x += tile.width + gap
+    pen.text((width, 2), f"{at * 1000:,.0f}", fill="#666666", font_size=15, anchor="ra")
+    return sheet
+
+
+def fill_report(figures: dict[str, Any]) -> None:
+    """Write the tables into the report, between <!-- NAME --> and <!-- /NAME -->."""
+    speed = DOCS / "speed.json"
+    tables = {}
+    for family, names in (("article", TUTORIAL), ("dense", DENSE)):
+        found = {name: figures[name] for name in names if name in figures}
+        if found:
+            tables[f"{family}-metrics"] = metrics_table(found)
+            tables[f"{family}-probe"] = probe_table(found)
+    if speed.exists():
+        tables["speed"] = speed_table(json.loads(speed.read_text()))
+    text = REPORT.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    REPORT.write_text(text, encoding="utf-8")
+
+
+def metrics_table(figures: dict[str, Any]) -> str:
+    """Return Fréchet distance and KID of every variant at every mark, as Markdown."""
+    marks = sorted({int(mark) for entry in figures.values() for mark in entry["metrics"]})
+    rows = [
+        "| | " + " | ".join(f"{mark:,}" for mark in marks) + " |",
+        "|---|" + "---|" * len(marks),
+    ]
+    for name, entry in figures.items():
+        found = {int(mark): line for mark, line in entry["metrics"].items()}
+        cells = [score_text(found[mark]) if mark in found else "" for mark in marks]
+        rows.append(f"| {LABELS[name]} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def score_text(line: dict[str, Any]) -> str:
+    """Return Fréchet distance and KID (in thousandths) of one measurement."""
+    return f"{line['frechet']:.1f} / {1000 * line['kid']:.0f}"
+
+
+def probe_table(figures: dict[str, Any]) -> str:
+    """Return the gradients of each trained pair under each loss, as Markdown."""
+    names = {"minimax": "minimax", "minimax-logsum": "log of the sum", "bce": "cross-entropy"}
+    rows = [
+        "| trained by | D(G(z)) | " + " | ".join(names.values()) + " |",
+        "|---|---|---|---|---|",
+    ]
+    for name, entry in figures.items():
+        if name != "kaogan" and entry["probe"]:
+            lengths = entry["probe"]["gradient"]
+            cells = " | ".join(f"{lengths[k]:.2g}" for k in names)
+            rows.append(f"| {LABELS[name]} | {entry['probe']['d_fake']:.2g} | {cells} |")
+    return "\n".join(rows)
+
+
+def speed_table(speed: dict[str, Any]) -> str:
+    """Return images per second of each step, as Markdown."""
+    rates = speed["images_per_s"]
+    return "\n".join([
+        f"| step, batch {speed['batch_size']}, {speed['threads']} thread(s), {speed['device']} "
+        "| images/s |",
+        "|---|---|",
+        f"| the tutorial's, written plainly | {rates['naive']:.1f} |",
+        f"| the same mathematics by train.py | {rates['article-bce']:.1f} "
+        f"({speed['factor']:.1f} times) |",
+        f"| Kaogan's own at 96 px | {rates['kaogan']:.1f} |",
+    ])  # fmt: skip
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.article", description=__doc__)
+    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
+    parser.add_argument("--speed", action="store_true", help="time the step, naive and ours")
+    parser.add_argument("--data", nargs="+", help="faces, as train.py takes them")
+    parser.add_argument("--images", type=int, default=310_000, help="images of a whole run")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
+    parser.add_argument(
+        "--dense-images", type=int, default=310_000, help="images of a whole run at 28 px"
+    )
+    parser.add_argument(
+        "--marks", type=int, nargs="+", default=EPOCHS, help="tenths of a run to measure after"
+    )
+    parser.add_argument("--metric-samples", type=int, default=5000, help="faces for the metrics")
+    parser.add_argument(
+        "--kaogan-speed", type=float, default=0.0,
+        help="images of Kaogan in the time of one of the tutorial's (default: as --speed found)",
+    )  # fmt: skip
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
+    parser.add_argument("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        timed = time_naive(2) if options.step == "naive" else time_ours(options.step, 2)
+        print(timed)
+    elif options.speed:
+        DOCS.mkdir(parents=True, exist_ok=True)
+        (DOCS / "speed.json").write_text(json.dumps(measure_speed(), indent=2) + "\n")
+    elif options.run:
+        if not options.data:
+            parser.error("--run needs --data")
+        run_all(options)
+    else:
+        report(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
