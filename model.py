@@ -1030,7 +1030,7 @@ class DenseGenerator(
 
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures `[N, 1, 28, 28]` in [-1, 1] from z `[N, z_dim]`, standard normal."""
-        return self.layers(torch.erf(z / math.sqrt(2)) * psi).view(-1, 1, 28, 28)
+        return self.layers(torch.erf(z * math.sqrt(0.5)) * psi).view(-1, 1, 28, 28)
 
 
 class DenseDiscriminator(KaoganModel):

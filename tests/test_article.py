@@ -1,7 +1,9 @@
 """The tutorial's presets: shapes, sizes, real steps through train.py, and what comes of them."""
 
+import gzip
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from model import (
 )
 from studio.faces import Studio
 from training.config import PRESETS, make_config
+from training.data import DataError, pack
+from training.idx import read_idx, write_zip
 from training.losses import OBJECTIVES
 
 PRESET_NAMES = ("article-minimax", "article-logsum", "article-bce", "article-deconv", "dense")
@@ -174,3 +178,53 @@ def test_without_an_average_the_generator_is_the_trained_one(trained):
         assert not [key for key in file.keys() if key.startswith("G_ema/")]  # noqa: SIM118
         for key, tensor in G.state_dict().items():
             assert torch.equal(file.get_tensor(f"G/{key}"), tensor), key
+
+
+# ------------------------------------------------------------------------------------------
+# IDX files
+
+
+def idx_file(path, pictures, header=None):
+    """Write pictures, uint8 [N, H, W], as an IDX file, packed where the name says so."""
+    header = header or struct.pack(">IIII", 0x803, *pictures.shape)
+    data = header + pictures.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["images-idx3-ubyte", "images-idx3-ubyte.gz"])
+def test_idx_files_become_the_pack_of_their_pixels(tmp_path, name):
+    """Digits reach the pack bit for bit: IDX → zip → pack at their own size."""
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    source = idx_file(tmp_path / name, pictures)
+    assert write_zip(read_idx(source), tmp_path / "digits.zip") == 7
+    faces = pack(
+        str(tmp_path / "digits.zip"), 28, channels=1, cache_dir=tmp_path / "cache", progress=False
+    )
+    assert np.array_equal(faces.images[..., 0], pictures)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(8), "no IDX file"),
+        (b"\0\0\x08\x03", "no IDX file"),
+        (struct.pack(">IIII", 0x801, 7, 28, 28), "no IDX file"),
+        (struct.pack(">IIII", 0x803, 8, 28, 28), "ends after 7 of 8 pictures"),
+        (struct.pack(">IIII", 0x803, 2**32 - 1, 28, 28), "at most 1,000,000"),
+        (struct.pack(">IIII", 0x803, 1, 2**31, 2**31), "at most 1,000,000 of 1024 px"),
+    ],
+)
+def test_idx_faults_get_one_sentence(tmp_path, header, words):
+    source = tmp_path / "images"
+    source.write_bytes(header + (bytes(7 * 28 * 28) if len(header) == 16 else b""))
+    with pytest.raises(DataError, match=words):
+        write_zip(read_idx(source), tmp_path / "digits.zip")
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_damaged_gz_gets_one_sentence(tmp_path):
+    source = idx_file(tmp_path / "images.gz", np.zeros((9, 28, 28), np.uint8))
+    source.write_bytes(source.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_idx(source))
