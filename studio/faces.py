@@ -151,6 +151,8 @@ class Studio:
             f"{self.size}×{self.size} px · {parameters:.1f} million parameters · "
             f"{self.source}, revision `{self.revision}`"
         )
+        if not self.G.num_ws:
+            facts += " · no w: variety scales z, and faces cannot be mixed or edited"
         paragraph = first_paragraph(self._card)
         return f"{paragraph}\n\n{facts}" if paragraph else facts
 

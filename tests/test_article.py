@@ -164,7 +164,7 @@ def test_what_a_preset_draws_is_loaded_by_the_studio(trained):
     assert not np.array_equal(faces[0], faces[1])
     still = studio.draw([1, 2], psi=0)
     assert np.abs(still[0].astype(int) - still[1]).max() <= 1
-    assert "z" in studio.about()
+    assert "no w: variety scales z" in studio.about()
 
 
 def test_without_an_average_the_generator_is_the_trained_one(trained):
