@@ -15,6 +15,7 @@ import train
 from model import (
     ArticleDeconvGenerator,
     ArticleDiscriminator,
+    ArticleGenerator,
     DenseDiscriminator,
     DenseGenerator,
     count_parameters,
@@ -228,3 +229,42 @@ def test_a_damaged_gz_gets_one_sentence(tmp_path):
     source.write_bytes(source.read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be read"):
         list(read_idx(source))
+
+
+# ------------------------------------------------------------------------------------------
+# The fast step is the plain one
+
+
+def test_the_fast_step_has_the_gradients_of_the_plain_one(faces, tmp_path, monkeypatch):
+    """train.py's step of article-bce against the tutorial's, written plainly, from equal weights.
+
+    After one step Adam's first moment is a tenth of the gradient, of every weight of D and of G;
+    the weights of D have moved before G's gradient is taken, so both halves are compared.
+    """
+    from benchmarks.article import naive_step
+    from training.run import build
+
+    monkeypatch.setenv("KAOGAN_CACHE", str(tmp_path / "cache"))
+    flags = {"data": (str(faces),), "out": str(tmp_path / "run"), "batch_size": 2, "workers": 1,
+             "metric_samples": 0}  # fmt: skip
+    run = build(make_config(PRESETS["article-bce"], flags))
+    G, D = ArticleGenerator(), ArticleDiscriminator()
+    G.load_state_dict(run.G_raw.state_dict())
+    D.load_state_dict(run.D_raw.state_dict())
+    optimizers = [torch.optim.Adam(n.parameters(), 2e-4) for n in (G, D)]
+    z = tuple(train.latents(run, stream, 0) for stream in (train.D_LATENTS, train.G_LATENTS))
+    plain = naive_step(G, D, *optimizers, train.real_batch(run, 0).contiguous(), z)
+    train.d_step(run)
+    train.g_step(run)
+    run.lock.close()
+    assert [run.sums[k].item() for k in ("d_loss", "g_loss")] == pytest.approx(
+        [loss.item() for loss in plain], rel=1e-4
+    )
+    pairs = ((run.D_opt.optimizer, optimizers[1], 1e-3), (run.G_opt.optimizer, optimizers[0], 0.03))
+    for ours, theirs, tolerance in pairs:  # of G more: D's first step is the sign of its gradient
+        moments = [[s["exp_avg"] for s in o.state.values()] for o in (ours, theirs)]
+        whole = torch.stack(torch._foreach_norm(moments[1])).norm()
+        assert whole > 0
+        for a, b in zip(*moments, strict=True):
+            # A bias before a batch norm has no gradient but rounding: measured by the whole.
+            assert (a - b).norm() < tolerance * max(b.norm(), whole / 100)
