@@ -161,7 +161,8 @@ def test_what_a_preset_draws_is_loaded_by_the_studio(trained):
     faces = studio.draw([1, 2, 3], psi=1)
     assert faces.shape == ((3, 28, 28, 1) if name == "dense" else (3, 96, 96, 3))
     assert faces.dtype == np.uint8
-    assert np.array_equal(studio.draw([2], psi=1)[0], faces[1])  # alone as in company
+    alone = studio.draw([2], psi=1)[0]
+    assert np.abs(alone.astype(int) - faces[1]).max() <= 1  # as in company, but for rounding
     assert not np.array_equal(faces[0], faces[1])
     still = studio.draw([1, 2], psi=0)
     assert np.abs(still[0].astype(int) - still[1]).max() <= 1
