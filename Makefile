@@ -2,6 +2,8 @@
 # make test   all tests, those in a browser too
 # make lint   ruff's checks and format
 # make web    the page without a server, in web/: any file server then serves it
+# make directions            sliders and colours anew for the bundled weights, in minutes
+# make directions DATA=...   with new readers of tags too, where assets/attributes holds none
 # Each makes the environment it needs in .venv, on Debian, Ubuntu or anything with Python 3.11+.
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet
 READY = $(VENV)/ready
 ROOT_DO = $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: app train test lint web browser clean
+.PHONY: app train test lint web directions browser clean
 
 # The runtime that draws in a visitor's browser: three files of a package of npm, checked by hash.
 ORT = onnxruntime-web-1.30.0
@@ -26,6 +28,18 @@ train: $(READY)-train
 	$(VENV)/bin/accelerate launch train.py $(ARGS)
 
 test: $(READY)-test $(RUNTIME)
+
+# The readers learn from labelled faces; once there, they serve every later generator.
+READERS = assets/attributes/README.md
+
+directions: $(READY)-train $(READERS)
+	$(VENV)/bin/python -m training.directions $(ARGS)
+
+$(READERS):
+	@test -n "$(DATA)" || { echo "Labelled faces are needed: make directions DATA=..." >&2; exit 1; }
+	$(VENV)/bin/python -m training.attributes --data $(DATA)
+
+test: $(READY)-test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test

@@ -1,0 +1,324 @@
+"""Measure whether sliders do what they are called, and what else they do.
+
+    python -m benchmarks.directions --data anime-portraits-128                # 1,000 seeds a slider
+    python -m benchmarks.directions --data FACES --seeds 100                  # a quick look
+    python -m benchmarks.directions --data FACES --docs docs/directions.md    # into the document
+
+The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at psi 0.7 and with
+the slider at its right end. What is seen before and after is said by the judge of
+`training.attributes`, which shares no network and no training picture with the reader that the
+directions were fitted by.
+Times are of one CPU thread's own seconds, which other work on the machine hardly changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from studio.directions import hex_to_lab
+from torch import Tensor
+from tqdm import tqdm
+
+from model import ModelError, keep_freed_memory
+from studio.faces import Studio
+from studio.recipe import DEFAULT_PSI, Edit, Recipe
+from training.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
+from training.colours import Palette, find_regions
+from training.data import DataError, pack
+from training.directions import COLOUR_GROUPS, families, family, slider_name
+from training.metrics import (
+    EfficientNetLite0,
+    MetricsError,
+    build_extractor,
+    frechet_distance,
+    real_features,
+)
+
+SUCCESS, LEAKAGE, IDENTITY, REALISM = 0.85, 0.10, 0.50, 1.30  # what is aimed at
+REAL_FACES = 10_000  # that Fréchet distances are taken to
+REGION_FACES = 2000
+COLOURS = {
+    "hair": ("#e8c66a", "#6b4a36", "#3a4a9a", "#e59ab8", "#8a68b0", "#4f9a68", "#b04040"),
+    "eyes": ("#3f6fc0", "#a83a3a", "#7a5230", "#3f8a50", "#7a4fa8", "#c8a030"),
+}  # fmt: skip
+START, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+
+
+class BenchError(ValueError):
+    """Something that is needed to measure is not there."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of drawn faces."""
+
+    logits: np.ndarray  # [N, L], of the judge
+    features: np.ndarray  # [N, 1280]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one slider does at its right end. Shares are 0 … 1."""
+
+    name: str
+    groups: str
+    before: float  # share with the attribute before the edit
+    success: float  # and after it
+    leakage: float  # other attributes that flipped, mean share
+    worst: str  # the one that flipped most
+    identity: float  # distance to the unedited face as a share of that of two random faces
+    realism: float  # Fréchet distance to real faces over that of the unedited ones
+
+    @property
+    def meets(self) -> bool:
+        """Say whether all four aims are met."""
+        kept = self.leakage <= LEAKAGE and self.identity <= IDENTITY and self.realism <= REALISM
+        return kept and self.success >= SUCCESS
+
+
+class Bench:
+    """The studio, the judge and the unedited faces."""
+
+    def __init__(self, studio: Studio, judge: FeatureReader, seeds: int) -> None:
+        self.studio, self.judge = studio, judge
+        self.recipes = [Recipe(seed, DEFAULT_PSI) for seed in range(seeds)]
+        # One extractor gives the judge its maps and the distances their features.
+        self.extractor = build_extractor(EfficientNetLite0.name, input_size=None)
+        self.plain = self.look(self.draw(self.recipes))
+        self.apart = distance(self.plain.features, np.roll(self.plain.features, 1, 0))
+
+    def draw(self, recipes: Iterable[Recipe]) -> Tensor:
+        """Draw recipes as uint8 `[N, H, W, 3]`."""
+        return torch.from_numpy(self.studio.draw_recipes(recipes))
+
+    @torch.inference_mode()
+    def look(self, faces: Tensor) -> Seen:
+        """Say what the judge and the extractor see in faces uint8 `[N, H, W, 3]`."""
+        logits, features = [], []
+        for images in small(faces).split(64):
+            maps = self.extractor.feature_maps(images)
+            logits.append(self.judge.score(self.judge.gather(maps)) - self.judge.threshold)
+            head = self.extractor.bn1(self.extractor.conv_head(maps[-1]))
+            features.append(torch.nn.functional.relu6(head).mean((2, 3)))
+        return Seen(torch.cat(logits).numpy(), torch.cat(features).numpy())
+
+    def measure(self, tag: str, real: np.ndarray) -> Row:
+        """Measure the slider of one tag."""
+        name = slider_name(tag)
+        slider = self.studio.directions.sliders[name]
+        edit = (Edit(name, slider.high),)
+        seen = self.look(self.draw(Recipe(r.seed, r.psi, edits=edit) for r in self.recipes))
+        tags = self.judge.tags
+        column = tags.index(tag)
+        others = [k for k, t in enumerate(tags) if family(t) != family(tag)]
+        flipped = ((seen.logits > 0) != (self.plain.logits > 0))[:, others].mean(0)
+        worst = int(flipped.argmax())
+        return Row(
+            name=name,
+            groups="+".join(slider.groups),
+            before=float((self.plain.logits[:, column] > 0).mean()),
+            success=float((seen.logits[:, column] > 0).mean()),
+            leakage=float(flipped.mean()),
+            worst=f"{tags[others[worst]]} {flipped[worst]:.0%}",
+            identity=distance(self.plain.features, seen.features) / self.apart,
+            realism=frechet_distance(real, seen.features) / self.frechet(real),
+        )
+
+    def frechet(self, real: np.ndarray) -> float:
+        """Return the unedited faces' distance to real ones."""
+        return frechet_distance(real, self.plain.features)
+
+    def colour(self, part: str, palette: Palette) -> tuple[float, float]:
+        """Return how far faces are from picked colours before and after, mean ΔE*ab."""
+        targets = [t for t, _ in zip(itertools.cycle(COLOURS[part]), self.recipes, strict=False)]
+        edited = [
+            Recipe(r.seed, r.psi, edits=(Edit(part, colour),))
+            for r, colour in zip(self.recipes, targets, strict=True)
+        ]
+        wanted = torch.stack([hex_to_lab(colour) for colour in targets])
+        before, after = (
+            palette.measure(small(self.draw(recipes)))[part] for recipes in (self.recipes, edited)
+        )
+        return tuple(float(100 * (c - wanted).norm(dim=1).mean()) for c in (before, after))
+
+    def find_regions(self) -> Palette:
+        """Find hair and eyes by what the judge sees, not by what the directions were fitted to."""
+        faces = self.draw(Recipe(seed, 1.0) for seed in range(REGION_FACES))
+        named = {p: ks for p, ks in families(self.judge.tags).items() if p in COLOUR_GROUPS}
+        return find_regions(small(faces), torch.from_numpy(self.look(faces).logits), named)
+
+    def milliseconds(self, count: int = 128, repeats: int = 3) -> tuple[float, float]:
+        """Return ms of CPU time a face without and with three edits, the best of some repeats."""
+        names = list(self.studio.directions.sliders)[:2]
+        edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
+        plain = self.recipes[:count]
+        edited = [Recipe(r.seed, r.psi, edits=edits) for r in plain]
+        times: tuple[list, list] = ([], [])
+        for _ in range(repeats):
+            for recipes, taken in zip((plain, edited), times, strict=True):
+                start = time.process_time()
+                self.studio.draw_recipes(recipes)
+                taken.append(1000 * (time.process_time() - start) / len(recipes))
+        return min(times[0]), min(times[1])
+
+
+def small(faces: Tensor) -> Tensor:
+    """Turn uint8 `[N, H, W, 3]` into floats `[N, 3, 64, 64]` in [-1, 1]."""
+    parts = (part.permute(0, 3, 1, 2).float() / 127.5 - 1 for part in faces.split(64))
+    return torch.cat([resize(part, SIZE) for part in parts])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean Euclidean distance of rows."""
+    return float(np.linalg.norm(a - b, axis=1).mean())
+
+
+# ------------------------------------------------------------------------------------------
+# The report
+
+
+def report(rows: list[Row], missing: list[str], bench: Bench, real: np.ndarray) -> str:
+    """Write the figures as Markdown."""
+    lines = [
+        "| slider | layers | before | success | leakage | most flipped | identity | realism "
+        "| aims |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.groups} | {row.before:.0%} | {row.success:.0%} | "
+            f"{row.leakage:.1%} | {row.worst} | {row.identity:.2f} | {row.realism:.2f} | "
+            f"{'all' if row.meets else faults(row)} |"
+        )
+    ranked = sorted(rows, key=merit, reverse=True)
+    count = len(bench.recipes)
+    lines += [
+        "",
+        f"{sum(row.meets for row in rows)} of {len(rows)} sliders meet all four aims. "
+        f"Best: {', '.join(row.name for row in ranked[:4])}. "
+        f"Worst: {', '.join(row.name for row in ranked[-4:][::-1])}.",
+        f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
+        "",
+        f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI}, weights `{bench.studio.revision}`. Fréchet "
+        f"distance of the unedited faces to {len(real):,} real ones: {bench.frechet(real):.0f} "
+        f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def faults(row: Row) -> str:
+    """Name the aims that a slider misses."""
+    missed = {
+        "success": row.success < SUCCESS,
+        "leakage": row.leakage > LEAKAGE,
+        "identity": row.identity > IDENTITY,
+        "realism": row.realism > REALISM,
+    }
+    return "not " + ", ".join(name for name, holds in missed.items() if holds)
+
+
+def merit(row: Row) -> float:
+    """Rank sliders: what they reach, less what they miss of the other aims."""
+    excess = (row.leakage / LEAKAGE, row.identity / IDENTITY, row.realism / REALISM)
+    return row.success - sum(max(0.0, share - 1) for share in excess)
+
+
+def report_colours(bench: Bench) -> str:
+    """Measure picked colours and times, and write them as Markdown."""
+    palette = bench.find_regions()
+    lines = ["| colour | from the target before | after |", "|---|---|---|"]
+    for part in bench.studio.directions.colours:
+        before, after = bench.colour(part, palette)
+        lines.append(f"| {part} | ΔE {before:.1f} | ΔE {after:.1f} |")
+    plain, edited = bench.milliseconds()
+    lines += [
+        "",
+        f"{', '.join(f'{len(c)} targets for {p}' for p, c in COLOURS.items())}, in turn over the "
+        f"seeds; ΔE*ab between the target and the mean colour of the part. A face takes "
+        f"{plain:.1f} ms of one CPU thread, with two sliders and a colour {edited:.1f} ms.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def insert(path: Path, text: str) -> None:
+    """Put text between the markers of a document.
+
+    Raises:
+        BenchError: the document or its markers are missing.
+    """
+    document = path.read_text(encoding="utf-8") if path.is_file() else ""
+    head, begin, rest = document.partition(START)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{path} must hold the lines {START} and {END}")
+    path.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.directions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
+    add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
+    add("--judge", type=Path, default=ASSETS / "judge", help="folder of the second reader")
+    add("--seeds", type=int, default=1000, help="faces a slider (default: %(default)s)")
+    add("--only", nargs="+", metavar="SLIDER", help="measure these alone")
+    add("--docs", type=Path, help="document that gets the tables, between its markers")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    try:
+        text = run(options)
+        print(text)
+        if options.docs:
+            insert(options.docs, text)
+    except (BenchError, DataError, MetricsError, ModelError, OSError) as error:
+        print(f"benchmarks.directions: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: argparse.Namespace) -> str:
+    """Measure what the command line asks for and return Markdown."""
+    if options.seeds < 8:
+        raise BenchError(f"at least 8 seeds are needed, not {options.seeds}")
+    studio = Studio.open(options.model, fallback=False)
+    if studio.directions is None:
+        raise BenchError(studio.directions_notice)
+    judge = open_reader(options.judge)
+    if not isinstance(judge, FeatureReader):
+        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
+    bench = Bench(studio, judge, options.seeds)
+    faces = pack(options.data, SIZE)
+    real = real_features(
+        faces.images,
+        bench.extractor,
+        cache_dir=faces.path,
+        data_key=faces.key,
+        limit=REAL_FACES,
+    )
+    names = {slider_name(tag): tag for tag in judge.tags}
+    there = [name for name in names if name in studio.directions.sliders]
+    asked = [name for name in there if name in (options.only or there)]
+    if not asked:
+        raise BenchError("there is no such slider; leave out --only to measure all")
+    rows = [bench.measure(names[name], real) for name in tqdm(asked, disable=None)]
+    missing = [name for name in names if name not in there]
+    return f"{report(rows, missing, bench, real)}\n{report_colours(bench)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

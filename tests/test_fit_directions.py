@@ -1,0 +1,186 @@
+"""Fitting directions: coordinates, steps, colours; and a whole fit that is read by the studio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from model import NETWORKS, Generator, latents_from_seeds
+from training.attributes import TagReader
+from training.colours import find_regions, to_lab
+from training.directions import (
+    FILE_NAME,
+    FORMAT,
+    Coordinates,
+    families,
+    fit_linear,
+    main,
+    sample_ws,
+    slider_name,
+    solve_steps,
+)
+
+
+class SumReader(TagReader):
+    """Sees tags that are sums of a picture's own values, so that the truth is known."""
+
+    TAGS = ("red_hair", "blue_hair", "green_eyes", "blue_eyes", "bright", "tall")
+
+    def __init__(self, tags=TAGS) -> None:
+        super().__init__(tags)
+        self.typical.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, len(tags)))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def score(self, inputs: Tensor) -> Tensor:
+        top, eyes = inputs[:, :, :16].mean((2, 3)), inputs[:, :, 30:40, 14:50].mean((2, 3))
+        return 8 * torch.stack(
+            [
+                top[:, 0] - top[:, 1],
+                top[:, 2] - top[:, 1],
+                eyes[:, 1] - eyes[:, 0],
+                eyes[:, 2] - eyes[:, 0],
+                inputs[:, :, 48:].mean((1, 2, 3)),
+                inputs[:, :, :, :12].mean((1, 2, 3)) - inputs[:, :, :, 52:].mean((1, 2, 3)),
+            ],
+            1,
+        )
+
+
+@pytest.fixture(scope="module")
+def G() -> Generator:
+    torch.manual_seed(3)
+    G = Generator(32, (32, 32, 24, 16), z_dim=24, w_dim=24).eval().requires_grad_(False)
+    G.update_w_avg()
+    return G
+
+
+@pytest.fixture(scope="module")
+def fitted(G, tmp_path_factory) -> Path:
+    """Return a generator's folder with its directions, made by the command."""
+    NETWORKS["SumReader"] = SumReader
+    folder = tmp_path_factory.mktemp("fitted")
+    G.save_pretrained(folder / "generator")
+    SumReader().save_pretrained(folder / "reader")
+    options = ["--model", folder / "generator", "--reader", folder / "reader"]
+    sizes = ["--samples", "768", "--quick", "24", "--careful", "48"]
+    try:
+        assert main([*map(str, options), *sizes]) == 0
+    finally:
+        del NETWORKS["SumReader"]
+    return folder / "generator"
+
+
+def test_lab_of_known_colours():
+    srgb = torch.tensor([[255, 255, 255], [255, 0, 0], [0, 0, 255], [119, 119, 119]])
+    lab = to_lab((srgb.float() / 127.5 - 1).view(4, 3, 1, 1)).view(4, 3) * 100
+    expected = [[100, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86], [50.03, 0, 0]]
+    assert torch.allclose(lab, torch.tensor(expected), atol=0.05)
+
+
+def test_whitened_coordinates_are_standard_normal_and_invertible(G):
+    at = Coordinates.of(G)
+    ws = G.mapping(latents_from_seeds(range(4000), G.z_dim))
+    u = at.encode(ws)
+    assert u.shape == (4000, 3 * G.w_dim)
+    assert u.mean(0).abs().max() < 0.1 and (u.std(0) - 1).abs().max() < 0.1
+    steps = torch.randn(5, u.shape[1])
+    moved = at.encode(ws[:5] + at.decode(steps)) - u[:5]
+    assert torch.allclose(moved, steps, atol=1e-3)
+    weight = torch.randn(2, u.shape[1])
+    flat = at.encode_map(weight)
+    there = (ws[:5] - at.mean).flatten(1) @ flat.T
+    assert torch.allclose(there, u[:5] @ weight.T, atol=1e-2)
+
+
+def test_steps_stay_in_their_layers(G):
+    at = Coordinates.of(G)
+    steps = torch.randn(2, 3 * G.w_dim) * at.mask(("middle",))
+    ws = at.decode(steps)
+    layers = G.layer_groups["middle"]
+    assert ws[:, layers].abs().min(2).values.max() > 0
+    ws[:, layers] = 0
+    assert not ws.any()
+
+
+def test_a_step_raises_its_own_value_alone():
+    rng = torch.Generator().manual_seed(0)
+    wanted, others = torch.randn(2, 60, generator=rng), torch.randn(8, 60, generator=rng)
+    allowed = torch.arange(60) < 40
+    steps = solve_steps(wanted, others, allowed)
+    assert torch.allclose(wanted @ steps.T, torch.eye(2), atol=1e-3)
+    assert (others @ steps.T).abs().max() < 0.02
+    assert not steps[:, 40:].any()
+    free = solve_steps(wanted, others[:0], torch.ones(60, dtype=torch.bool))
+    assert torch.allclose(free.T, torch.linalg.pinv(wanted), atol=1e-3)
+
+
+def test_the_linear_fit_finds_a_linear_truth():
+    rng = torch.Generator().manual_seed(0)
+    u, truth = torch.randn(4000, 30, generator=rng), torch.randn(3, 30, generator=rng)
+    weight, bias = fit_linear(u, u @ truth.T + 2)
+    assert torch.allclose(weight, truth, atol=0.1) and torch.allclose(bias, torch.full((3,), 2.0))
+
+
+def test_half_of_the_samples_mix_layers(G):
+    plain = [
+        bool((ws := sample_ws(G, start, 32))[:, :1].eq(ws).all()) for start in range(0, 128, 32)
+    ]
+    assert plain == [True, True, False, False]
+
+
+def test_names_of_sliders_and_families():
+    tags = ("blonde_hair", "long_hair", "short_hair", "pink_eyes", "open_mouth", "smile")
+    names = ["hair-blonde", "long-hair", "short-hair", "eyes-pink", "open-mouth", "smile"]
+    assert [slider_name(tag) for tag in tags] == names
+    assert families(tags)["length"] == [1, 2] and families(tags)["hair"] == [0]
+
+
+def test_regions_are_found_where_the_colour_is():
+    rng = torch.Generator().manual_seed(0)
+    images = torch.full((400, 3, 64, 64), 0.9)
+    hair, eyes = (torch.rand(400, 3, 1, 1, generator=rng) * 1.6 - 1 for _ in range(2))
+    images[:, :, 4:16, 10:54] = hair
+    images[:, :, 28:34, 18:46] = eyes
+    images += 0.02 * torch.randn(images.shape, generator=rng)
+    logits = torch.cat([(hair[:, :2] - hair[:, 2:]).flatten(1), eyes[:, :2].flatten(1)], 1)
+    palette = find_regions(images, logits, {"hair": [0, 1], "eyes": [2, 3]})
+    for part, rows, columns in (
+        ("hair", slice(4, 16), slice(10, 54)),
+        ("eyes", slice(28, 34), slice(18, 46)),
+    ):
+        inside = palette.masks[part][rows, columns]
+        assert inside.sum() > 0.85 * palette.masks[part].sum() and inside.mean() > 0.6
+    clear = (to_lab(hair)[:, 0].flatten() > 0.35) & (to_lab(hair)[:, 0].flatten() < 0.8)
+    found = palette.measure(images)["hair"] - to_lab(hair).flatten(1)
+    assert found[clear].norm(dim=1).median() < 0.03
+
+
+def test_the_file_is_as_agreed(fitted, G):
+    path = fitted / FILE_NAME
+    assert path.stat().st_size < 1e6
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    entries = json.loads(metadata["entries"])
+    assert metadata["format"] == FORMAT
+    assert tensors["directions"].shape == (len(entries), G.num_ws, G.w_dim)
+    kinds = [entry["kind"] for entry in entries]
+    assert kinds.count("principal") == kinds.count("closed-form") == 6
+    for part in ("hair", "eyes"):
+        assert tensors[f"colour_map.{part}"].shape == (3, G.num_ws * G.w_dim)
+        assert tensors[f"colour_step.{part}"].shape == (3, G.num_ws, G.w_dim)
+    for entry, step in zip(entries, tensors["directions"], strict=True):
+        moved = {name for name, part in G.layer_groups.items() if step[part].any()}
+        assert moved == set(entry["groups"]), entry
+
+
+def test_no_reader_is_one_sentence(fitted, tmp_path, capsys):
+    assert main(["--model", str(fitted), "--reader", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
