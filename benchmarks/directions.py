@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from studio.directions import hex_to_lab
 from torch import Tensor
 from tqdm import tqdm
 
 from model import ModelError, keep_freed_memory
+from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.recipe import DEFAULT_PSI, Edit, Recipe
 from training.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
