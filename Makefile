@@ -27,8 +27,6 @@ app: $(READY)-app
 train: $(READY)-train
 	$(VENV)/bin/accelerate launch train.py $(ARGS)
 
-test: $(READY)-test $(RUNTIME)
-
 # The readers learn from labelled faces; once there, they serve every later generator.
 READERS = assets/attributes/README.md
 
@@ -39,7 +37,7 @@ $(READERS):
 	@test -n "$(DATA)" || { echo "Labelled faces are needed: make directions DATA=..." >&2; exit 1; }
 	$(VENV)/bin/python -m training.attributes --data $(DATA)
 
-test: $(READY)-test
+test: $(READY)-test $(RUNTIME)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test
