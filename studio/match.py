@@ -436,7 +436,8 @@ class Shared:
         idle = 0
         for done in range(steps):
             clock.tick(low + (high - low) * done / steps)
-            if idle == 2 or self.away < OURS / 4 or clock.left < REFINING * clock.seconds:
+            kept = REFINING * clock.seconds if self.away > 0.1 else 0.5
+            if idle == 2 or self.away < OURS / 4 or clock.left < kept:
                 break
             idle = 0 if self.step() else idle + 1
         return self
@@ -484,7 +485,7 @@ def match(
 
     Args:
         image: any size and mode; a face somewhere in it.
-        seconds: 2 … 120; the search ends by then, two seconds more at worst.
+        seconds: 2 … 120, of the search; what `prepare` learns once comes on top in the first call.
         progress: called with the share that is done, 0 … 1, in that thread.
         stop: ends the work within half a second once it is set.
     Returns:
@@ -524,6 +525,7 @@ def prepare(studio: Studio, tick: Progress = lambda share: None) -> Space:
 def _match(studio: Studio, image: Image.Image, clock: Clock) -> Recipe:
     """Do the work of `match`."""
     space = prepare(studio, clock.part(0, 0.3))
+    clock.start = time.monotonic()  # what is learned once must not spoil the first match
     with torch.no_grad():
         whole, other = align(space, image, clock.part(0.3, 0.35))
         found = start(space, image, whole, other, clock)
