@@ -77,7 +77,7 @@ $(READY)-export: requirements-export.txt requirements.txt | $(VENV)/bin/pip
 	$(PIP) -r $<
 	touch $@
 
-$(READY)-test: requirements-test.txt requirements-train.txt requirements-export.txt \
+$(READY)-test: requirements-test.txt requirements-train.txt requirements-bench.txt requirements-export.txt \
 		requirements.txt | $(VENV)/bin/pip
 	$(PIP) -r $<
 	$(VENV)/bin/python tests/browser.py || $(MAKE) browser

@@ -1,0 +1,108 @@
+"""What the speed benches share: interleaved timing, tables, and where results go.
+
+Each bench prints one table, writes its figures to runs/benchmarks/NAME.json (git ignores it) and,
+unless --quick, puts the table into its section of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "runs" / "benchmarks"
+DOC = ROOT / "docs" / "performance.md"
+
+
+def make_parser(name: str, about: str) -> argparse.ArgumentParser:
+    """Return the command line that every bench has."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
+    parser.add_argument(
+        "--quick", action="store_true", help="seconds instead of minutes; docs stay as they are"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for NAME.json")
+    return parser
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1
+) -> dict[str, list[float]]:
+    """Call the cases in turn, so that what else the machine does meets all alike.
+
+    Returns:
+        seconds of each of the `repeats` calls, by case; `warm` calls before them are not timed.
+    """
+    for case in cases.values():
+        for _ in range(warm):
+            case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def p95(values: Sequence[float]) -> float:
+    """Return the value that 95 of 100 do not exceed."""
+    return sorted(values)[min(len(values) - 1, round(0.95 * (len(values) - 1)))]
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle value."""
+    return statistics.median(values)
+
+
+def machine() -> str:
+    """Name processor, usable cores and torch, as a caption under a table."""
+    import torch
+
+    from studio.faces import count_cpus
+
+    name = platform.processor() or "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
+        name = found[1]
+    return f"{name}, {count_cpus()} cores, torch {torch.__version__}, {platform.system()}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Write a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def publish(name: str, text: str, figures: Any, args: argparse.Namespace) -> None:
+    """Print a bench's table, keep its figures, and renew its section of docs/performance.md."""
+    print(text)
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    if not args.quick:
+        renew_section(DOC, name, text)
+
+
+def renew_section(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of a section, or append the section.
+
+    Raises:
+        ValueError: a section that begins and does not end.
+    """
+    begin, end = f"<!-- {name}: written by python -m benchmarks.{name} -->", f"<!-- end {name} -->"
+    document = path.read_text(encoding="utf-8") if path.exists() else ""
+    section = f"{begin}\n{text.strip()}\n{end}"
+    if begin not in document:
+        document = f"{document.rstrip()}\n\n{section}\n".lstrip()
+    elif end not in document:
+        raise ValueError(f"{path} lacks the line {end}; add it where the section ends")
+    else:
+        before, _, rest = document.partition(begin)
+        document = before + section + rest.partition(end)[2]
+    path.write_text(document, encoding="utf-8")
