@@ -50,8 +50,7 @@ web: $(READY)-export $(RUNTIME)
 	@echo "$(VENV)/bin/python -m http.server --directory web 8000    shows it"
 
 $(RUNTIME):
-	@command -v npm > /dev/null || \
-		{ echo "npm is needed, for one package: apt-get install npm" >&2; exit 1; }
+	@command -v npm > /dev/null || { $(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y npm; }
 	rm -rf web/runtime && mkdir -p web/runtime
 	cd web/runtime && npm pack --silent $(subst web-,web@,$(ORT)) > /dev/null && \
 		echo "$(ORT_SHA256)  $(ORT).tgz" | sha256sum --check --quiet && \
