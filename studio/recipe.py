@@ -12,6 +12,8 @@ Recipe ⇄ the query of an address (`?seed=42&psi=0.7&mix=77@middle&rev=…`), �
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -37,6 +39,7 @@ MAX_W_TEXT = 2732  # characters: 2,048 bytes in base64
 MAX_TEXT = 1024  # characters of any other part
 MAX_JSON = 8192  # bytes
 MAX_PNG = 10_000_000  # bytes
+PNG_HEAD = 256 * 1024  # bytes, of which the text before the pixels needs a few thousand
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 COLOUR = re.compile(r"#?([0-9a-f]{6})")
 
@@ -488,7 +491,9 @@ def read_png_text(source: str | Path | IO[bytes]) -> dict[str, str]:
         size = Path(source).stat().st_size if isinstance(source, str | Path) else measure(source)
         if size > MAX_PNG:
             raise RecipeError(f"A picture with a recipe has at most {MAX_PNG // 10**6} MB.")
-        with Image.open(source, formats=("PNG",)) as image:  # reads up to the pixels, not them
+        with open_file(source) as file:
+            head = io.BytesIO(file.read(PNG_HEAD))
+        with Image.open(head, formats=("PNG",)) as image:  # reads up to the pixels, not them
             info = dict(image.info)
     except RecipeError:
         raise
@@ -496,6 +501,13 @@ def read_png_text(source: str | Path | IO[bytes]) -> dict[str, str]:
         raise RecipeError("This file is not a readable PNG, so it holds no recipe.") from None
     known = ("seed", "psi", *RULES, "revision")
     return {k: str(info[k])[: MAX_W_TEXT + 1] for k in known if isinstance(info.get(k), str)}
+
+
+def open_file(source: str | Path | IO[bytes]) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Open a path; an open file stays open afterwards."""
+    if isinstance(source, str | Path):
+        return Path(source).open("rb")
+    return contextlib.nullcontext(source)
 
 
 def measure(file: IO[bytes]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -308,6 +310,20 @@ def test_pngs_without_a_recipe(tmp_path: Path):
     assert recipe_from_png(tmp_path / "large.png")[1] == (
         "A picture with a recipe has at most 10 MB."
     )
+
+
+def test_a_png_of_nothing_but_texts_is_refused_soon():
+    """Half a million text chunks took seconds of Pillow's time before the head was bounded."""
+    body = b"k%06d\0v"
+    chunks = (body % n for n in range(480_000))
+    texts = b"".join(
+        struct.pack(">I", len(c)) + b"tEXt" + c + struct.pack(">I", zlib.crc32(b"tEXt" + c))
+        for c in chunks
+    )
+    data = b"\x89PNG\r\n\x1a\n" + texts
+    start = time.process_time()
+    assert recipe_from_png(io.BytesIO(data[:10_000_000]))[0] is None
+    assert time.process_time() - start < 0.5
 
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
