@@ -26,8 +26,10 @@ from studio.pictures import WALL_FACES
 from studio.tabs.about import About
 from studio.tabs.desk import QUIET, Desk
 from studio.tabs.keep import Keep
+from studio.tabs.match import MatchTab
 from studio.tabs.meet import Meet
 from studio.tabs.mix import MixTab
+from studio.tabs.morph import MorphTab
 from studio.tabs.programs import Programs
 from studio.tabs.wall import Wall
 from studio.words import I18N, LANGUAGES, label
@@ -45,6 +47,8 @@ TABS = {
     "meet": Meet,
     "wall": Wall,
     "mix": MixTab,
+    "morph": MorphTab,
+    "match": MatchTab,
     "keep": Keep,
     "about": About,
 }
@@ -58,7 +62,7 @@ def build(studio: Studio) -> gr.Blocks:
         lay_out_head(studio)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:
             rooms, items = lay_out_tabs(desk)
-        Programs(desk)
+        Programs(desk, rooms["morph"])
         wire(demo, desk, rooms, items)
     return demo
 
@@ -93,6 +97,8 @@ def wire(demo: gr.Blocks, desk: Desk, rooms: dict[str, Any], items: dict[str, gr
     meet.wire()
     rooms["wall"].wire(meet.like, items["wall"])
     rooms["mix"].wire(meet.mix, items["mix"])
+    rooms["morph"].wire(meet.morph, items["morph"])
+    rooms["match"].wire()
     rooms["keep"].wire(meet.heart, meet.note, items["keep"])
     demo.load(desk.open, None, [desk.tabs, *desk.places, *desk.meet_outputs], **QUIET)
 

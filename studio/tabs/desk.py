@@ -189,10 +189,10 @@ def fault(request: gr.Request | None, error: Exception, key: str) -> str:
 
 @contextlib.contextmanager
 def api_errors() -> Iterator[None]:
-    """Hand a caller of the API the sentence of a RecipeError."""
+    """Hand a caller of the API the sentence of a fault."""
     try:
         yield
-    except RecipeError as error:
+    except ValueError as error:  # RecipeError, MatchError
         raise gr.Error(f"{error}", print_exception=False) from None
 
 

@@ -82,6 +82,7 @@ class Meet:
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(label("meet.like"), size="sm", elem_id="like", min_width=0)
             self.mix = gr.Button(label("meet.mix"), size="sm", elem_id="to-mix", min_width=0)
+            self.morph = gr.Button(label("meet.morph"), size="sm", elem_id="to-morph", min_width=0)
             self.restore = gr.UploadButton(
                 label("meet.restore"),
                 size="sm",

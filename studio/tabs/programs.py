@@ -1,4 +1,4 @@
-"""What programs may call: named endpoints with typed arguments, also tools for MCP."""
+"""What programs may call: five named endpoints with typed arguments, also tools for MCP."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from urllib.parse import parse_qsl
 import gradio as gr
 
 from model import SEED_MAX
+from studio.match import match, open_upload
 from studio.pictures import WALL_FACES
-from studio.recipe import Recipe
+from studio.recipe import Recipe, RecipeError, parse_seeds
 from studio.tabs.desk import Desk, api_errors
 from studio.tabs.mix import SHEET, cross
+from studio.tabs.morph import FEWEST, MOST, SECONDS, MorphTab
+
+MATCH_LIMIT = (2.0, 30.0)  # seconds
 
 
 class Programs:
     """The endpoints; each answers with files, and a fault is one sentence."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, desk: Desk, morph: MorphTab) -> None:
+        self.desk, self.morph_tab = desk, morph
         number = {"visible": False, "precision": None}
         seed = gr.Number(42, label="seed", **number)
         psi = gr.Number(0.7, label="psi", **number)
@@ -26,11 +30,23 @@ class Programs:
         first = gr.Number(0, label="first_seed", **number)
         seed_a = gr.Number(42, label="seed_a", **number)
         seed_b = gr.Number(43, label="seed_b", **number)
+        seeds = gr.Textbox("42,43", label="seeds", visible=False)
+        seconds = gr.Number(2, label="seconds", **number)
+        loop = gr.Checkbox(True, label="loop", visible=False)
+        kind = gr.Radio(["mp4", "webp"], value="mp4", label="kind", visible=False)
+        image = gr.File(label="image", visible=False)
+        limit = gr.Number(15, label="seconds", **number)
         picture = gr.Image(label="face", format="png", visible=False)
         faces = gr.Gallery(label="faces", format="png", visible=False)
+        film = gr.File(label="film", visible=False)
+        address = gr.Textbox(label="recipe", visible=False)
         gr.on([], self.generate, [seed, psi, parts], picture, api_name="generate")
         gr.on([], self.wall, [first, psi], faces, api_name="wall")
         gr.on([], self.mix, [seed_a, seed_b, psi], faces, api_name="mix")
+        gr.on([], self.morph, [seeds, psi, seconds, loop, kind], film, api_name="morph",
+              concurrency_limit=2)  # fmt: skip
+        gr.on([], self.match, [image, limit], [picture, address], api_name="match",
+              concurrency_limit=1)  # fmt: skip
 
     def generate(self, seed: float = 42, psi: float = 0.7, recipe: str = "") -> str:
         """Draw one face as a PNG of 512 px that carries its recipe.
@@ -71,9 +87,55 @@ class Programs:
         names = ["between" if g is None else "+".join(g) or "A" for g in SHEET]
         return list(zip(paths, names, strict=True))
 
+    def morph(
+        self, seeds: str, psi: float = 0.7, seconds: float = 2, loop: bool = True, kind: str = "mp4"
+    ) -> str:
+        """Walk from face to face: a film as MP4 (H.264, 512 px) or animated WebP (256 px).
+
+        Args:
+            seeds: two to eight of them in order, such as "7,42,100-103".
+            psi: variety, -2 to 2.
+            seconds: 0.5 to 5, for each way from one face to the next.
+            loop: whether it comes back to the first face.
+            kind: "mp4" or "webp".
+        """
+        with api_errors():
+            recipes = [Recipe(seed, psi) for seed in parse_seeds(str(seeds)[:200])[: MOST + 1]]
+            if not FEWEST <= len(recipes) <= MOST:
+                raise RecipeError(f"a film has {FEWEST} to {MOST} faces")
+            check_between(seconds, *SECONDS[:2], "seconds")
+            if kind not in ("mp4", "webp"):
+                raise RecipeError("kind is mp4 or webp")
+            return self.morph_tab.write(recipes, float(seconds), bool(loop), kind)
+
+    def match(self, image: str, seconds: float = 15) -> tuple[str, str]:
+        """Find the face nearest to a picture; answer its PNG and its recipe as an address' query.
+
+        The picture is deleted as soon as it is read.
+
+        Args:
+            image: a PNG, JPEG or WebP of at most 10 MB and 40 megapixels.
+            seconds: 2 to 30, how long to look.
+        """
+        with api_errors():
+            check_between(seconds, *MATCH_LIMIT, "seconds")
+            path = self.desk.take_upload(image)
+            try:
+                picture = open_upload(path)
+            finally:
+                self.desk.forget_upload(path)
+            recipe = match(self.desk.studio, picture, seconds=float(seconds))
+            return self.desk.album.face(recipe), self.desk.query(recipe)
+
     def whole(self, seed: Any, psi: Any, text: Any) -> Recipe:
         """Return the recipe of an API call, strictly: any unusable part raises RecipeError."""
         plain = Recipe(seed, psi)
         parts = dict(parse_qsl(str(text or "")[:8192].lstrip("?")))
         values = {**parts, "seed": plain.seed, "psi": plain.psi}
         return Recipe.from_json({k: v for k, v in values.items() if k != "rev"})
+
+
+def check_between(value: Any, low: float, high: float, name: str) -> None:
+    """Raise RecipeError unless a value is a number of low … high."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise RecipeError(f"{name} is a number from {low:g} to {high:g}, not {value!r:.40}")

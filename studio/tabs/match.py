@@ -1,0 +1,146 @@
+"""Match: a visitor's picture → the nearest face, side by side. Nothing of the picture is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components.imageslider import SliderData
+from gradio.data_classes import ImageData
+from PIL import Image, ImageOps
+
+from studio.match import match, open_upload
+from studio.morph import Stopped
+from studio.pictures import PAGE_SIZE, data_url, enlarge, to_image
+from studio.recipe import Recipe
+from studio.tabs.desk import QUIET, Desk, fault
+from studio.tabs.morph import percent, show_bar
+from studio.words import label, say
+
+MATCH_SECONDS = 15
+POLL_SECONDS = 0.4
+
+
+class MatchTab:
+    """The tab of matching."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        gr.HTML(label("match.intro"), elem_classes="lead")
+        with gr.Row(elem_id="match-stage"):
+            with gr.Column(elem_id="match-left", min_width=280):
+                self.upload = gr.Image(
+                    label=label("match.upload"),
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    elem_id="upload",
+                )
+                with gr.Row(elem_id="match-bar"):
+                    self.go = gr.Button(
+                        label("match.go"), variant="primary", elem_id="match-go", min_width=140
+                    )
+                    self.stop = gr.Button(label("match.stop"), elem_id="match-stop", min_width=80)
+                self.note = gr.Markdown(elem_id="match-note", elem_classes="line")
+            with gr.Column(elem_id="match-right", min_width=280):
+                self.bar = gr.HTML(elem_id="match-progress")
+                self.empty = gr.HTML(
+                    label("match.empty"), elem_id="match-empty", elem_classes="empty"
+                )
+                self.pair = gr.ImageSlider(
+                    label=label("match.pair"), show_label=False, interactive=False,
+                    buttons=["fullscreen"], elem_id="pair-slider", visible=False,
+                )  # fmt: skip
+                # Both pictures travel inside the answer, so that no file of them is written.
+                self.pair.postprocess = as_data
+                self.meet = gr.Button(label("match.meet"), elem_id="match-meet", visible=False)
+        self.shown = [
+            desk.match_found, self.bar, self.empty, self.pair, self.meet, self.note, self.upload
+        ]  # fmt: skip
+
+    def wire(self) -> None:
+        """Connect the components with what they do."""
+        desk = self.desk
+        self.go.click(self.find, self.upload, self.shown, **QUIET, concurrency_limit=1)
+        self.stop.click(desk.stop, None, None, **QUIET)
+        self.meet.click(self.take, desk.match_found, [desk.tabs, *desk.meet_outputs], **QUIET)
+
+    def find(self, request: gr.Request, upload: Any) -> Iterator[tuple[Any, ...]]:
+        """Look for the nearest face, show what is found so far, forget the picture."""
+        skip = gr.skip()
+        if not upload:
+            yield skip, "", skip, skip, skip, say(request, "match.none"), skip
+            return
+        path = self.desk.take_upload(upload)
+        try:
+            picture = open_upload(path)
+        except (ValueError, OSError) as error:
+            yield skip, "", skip, skip, skip, fault(request, error, "fault.upload"), None
+            return
+        finally:
+            self.desk.forget_upload(path)
+        yield from self.search(request, picture)
+
+    def search(self, request: gr.Request, picture: Image.Image) -> Iterator[tuple[Any, ...]]:
+        """Yield what to show while a face is looked for, and at the end."""
+        skip, hide = gr.skip(), gr.update(visible=False)
+        square = fit_square(picture)
+        reached = [0.0]
+        with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
+            looking = one.submit(
+                match, self.desk.studio, picture,
+                seconds=MATCH_SECONDS, progress=partial(reached.__setitem__, 0), stop=stop,
+            )  # fmt: skip
+            while not looking.done():
+                yield skip, searching_bar(request, reached[0]), hide, hide, hide, "", skip
+                time.sleep(POLL_SECONDS)
+        try:
+            yield self.found(request, square, looking.result())
+        except Stopped:
+            show = gr.update(visible=True)
+            yield skip, "", show, hide, hide, say(request, "morph.stopped"), None
+        except (ValueError, OSError) as error:
+            yield skip, "", skip, skip, skip, fault(request, error, "fault.match"), None
+
+    def found(self, request: gr.Request, square: Image.Image, recipe: Recipe) -> tuple[Any, ...]:
+        """Return the values of `shown` for a face that was found."""
+        face = to_image(self.desk.studio.draw_recipes([recipe])[0])
+        return (
+            recipe.query(),
+            "",
+            gr.update(visible=False),
+            self.side_by_side(square, face),
+            gr.update(visible=True),
+            say(request, "match.done"),
+            None,
+        )
+
+    @staticmethod
+    def side_by_side(square: Image.Image, face: Image.Image) -> Any:
+        """Return the slider with the picture at its left and a face at its right."""
+        return gr.update(value=(square, enlarge(face.convert("RGB"), PAGE_SIZE)), visible=True)
+
+    def take(self, found: Any) -> tuple[Any, ...]:
+        """Meet the found face."""
+        return self.desk.go("meet"), *self.desk.meet(self.desk.read(found))
+
+
+def as_data(value: tuple[Image.Image, Image.Image] | None) -> SliderData | None:
+    """Turn two pictures into data: addresses, in place of `gr.ImageSlider.postprocess`."""
+    if value is None:
+        return None
+    return SliderData(root=tuple(ImageData(url=data_url(image)) for image in value))
+
+
+def searching_bar(request: gr.Request, share: float) -> str:
+    """Return a bar that says how far a search is."""
+    return show_bar(say(request, "match.busy", percent=percent(share)), share)
+
+
+def fit_square(picture: Image.Image) -> Image.Image:
+    """Return the middle square of a picture at the page's size, as it is matched."""
+    return ImageOps.fit(picture.convert("RGB"), (PAGE_SIZE, PAGE_SIZE), Image.Resampling.LANCZOS)
