@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from starlette.middleware import Middleware
 
 from studio.doorway import Doorway
 from studio.faces import Studio, prepare_cpu
+from studio.match import prepare
 from studio.pictures import WALL_FACES
 from studio.tabs.about import About
 from studio.tabs.desk import QUIET, Desk
@@ -115,6 +117,8 @@ def main() -> int:
     try:
         studio = Studio.open(args.model or None, args.revision or None)
         studio.draw(range(WALL_FACES))  # the first forward is slow; no visitor should wait for it
+        if studio.G.num_ws:  # what a match must know; while the first visitors look at faces
+            threading.Thread(target=prepare, args=(studio,), daemon=True).start()
         launch(build(studio), args.host, args.port)
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)

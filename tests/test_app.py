@@ -13,7 +13,7 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -31,6 +31,8 @@ CALLS = {
     "/generate": ["seed", "psi", "recipe"],
     "/wall": ["first_seed", "psi"],
     "/mix": ["seed_a", "seed_b", "psi"],
+    "/morph": ["seeds", "psi", "seconds", "loop", "kind"],
+    "/match": ["image", "seconds"],
 }
 
 
@@ -43,6 +45,37 @@ def test_the_api_has_named_and_documented_calls(client: Client):
     for name, call in calls.items():
         assert "Args:" not in call["description"] or len(call["description"]) > 40, name
         assert all(p["type"]["type"] for p in call["parameters"]), name
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("mp4", b"ftyp"), ("webp", b"WEBP")])
+def test_morph_answers_with_a_film(client: Client, kind: str, mark: bytes):
+    path = client.predict("7,42", 0.7, 0.5, False, kind, api_name="/morph")
+    assert mark in Path(path).read_bytes()[:64]
+    assert Path(path).suffix == f".{kind}"
+
+
+def test_match_answers_with_a_face_and_its_recipe(client: Client, studio: Studio, tmp_path: Path):
+    Image.fromarray(studio.draw([7])[0]).save(tmp_path / "face.png")
+    path, address = client.predict(handle_file(tmp_path / "face.png"), 3, api_name="/match")
+    recipe, line = recipe_from_png(path, studio.revision)
+    assert line == ""
+    assert recipe.w
+    assert recipe.query(studio.revision) == address
+
+
+def test_films_and_matches_refuse_in_one_sentence(client: Client, tmp_path: Path):
+    (tmp_path / "face.png").write_bytes(b"no picture at all")
+    upload = handle_file(tmp_path / "face.png")
+    for call, arguments, says in (
+        ("/morph", ("7", 0.7, 2, True, "mp4"), "2 to 8 faces"),
+        ("/morph", ("7,8", 0.7, 60, True, "mp4"), "seconds is a number from 0.5 to 5"),
+        ("/morph", ("7,8", 0.7, 2, True, "gif"), "kind is mp4 or webp"),
+        ("/match", (upload, 600), "seconds is a number from 2 to 30"),
+        ("/match", (upload, 5), "picture"),
+    ):
+        with pytest.raises(AppError, match=says) as refused:
+            client.predict(*arguments, api_name=call)
+        assert "Traceback" not in str(refused.value)
 
 
 def test_generate_draws_a_face_with_its_recipe(client: Client, studio: Studio):

@@ -19,7 +19,7 @@ from studio.words import TEXTS
 from tests.browser import pixels
 from tests.visitor import apart, free_port, go, large, met, open_page, serve, wait_for_face, watched
 
-TABS = ("meet", "wall", "mix", "keep", "about")
+TABS = ("meet", "wall", "mix", "morph", "match", "keep", "about")
 
 
 def captions(page: Page, gallery: str, count: int) -> list[str]:
@@ -60,6 +60,54 @@ def test_wall_pages_and_variations(page: Page, url: str, studio: Studio):
     choose(page, "#wall", "5")
     wait_for_face(page, Recipe(31, vary=Vary(5, RADIUS)), studio)
     expect(page.locator(".toast-body")).to_have_count(0)
+
+
+def test_morph_makes_a_film_that_plays(page: Page, url: str):
+    open_page(page, f"{url}/?seed=42")
+    page.click("#to-morph")
+    page.wait_for_selector("#tab-morph-button[aria-selected=true]")
+    assert captions(page, "#strip", 1) == ["1"]
+    page.click("#film-make")
+    expect(page.locator("#morph-note")).not_to_be_empty()  # one face is no film
+    page.fill("#morph-seeds input, #morph-seeds textarea", "7, banana")
+    page.click("#morph-add")
+    expect(page.locator("#morph-note")).to_contain_text("banana")
+    page.fill("#morph-seeds input, #morph-seeds textarea", "7")
+    page.click("#morph-add")
+    assert captions(page, "#strip", 2) == ["1", "2"]
+    page.wait_for_function("() => location.search.includes('faces=')")
+    page.fill("#seconds input[type=number]", "0.5")
+    page.keyboard.press("Tab")
+    page.click("#film-make")
+    page.wait_for_selector("#film video")
+    page.wait_for_function("() => document.querySelector('#film video').readyState >= 3")
+    assert page.evaluate("document.querySelector('#film video').videoWidth") == 512
+    with page.expect_download() as started:
+        page.click("#film a")
+    assert started.value.suggested_filename.endswith(".mp4")
+    choose(page, "#strip", "1")  # a click takes a face off
+    captions(page, "#strip", 1)
+
+
+def test_match_finds_a_face_and_keeps_no_picture(
+    page: Page, url: str, studio: Studio, tmp_path: Path, tmp_path_factory
+):
+    Image.fromarray(studio.draw([7])[0]).save(tmp_path / "upload-of-a-visitor.png")
+    open_page(page, f"{url}/?seed=42&tab=match")
+    page.click("#match-go")
+    expect(page.locator("#match-note")).not_to_be_empty()  # there is no picture yet
+    page.set_input_files("#upload input[type=file]", tmp_path / "upload-of-a-visitor.png")
+    page.wait_for_selector("#upload img")
+    page.click("#match-go")
+    page.wait_for_selector("#match-meet", timeout=150_000)
+    expect(page.locator("#pair-slider img")).to_have_count(2)
+    page.click("#match-meet")
+    page.wait_for_function("() => location.search.includes('&w=')")
+    found = met(page)
+    assert found.w
+    wait_for_face(page, found, studio)
+    left = list(tmp_path_factory.getbasetemp().rglob("cache*/**/upload-of-a-visitor*"))
+    assert left == []
 
 
 def test_mix_crosses_two_faces(page: Page, url: str, studio: Studio):

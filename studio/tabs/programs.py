@@ -33,7 +33,7 @@ class Programs:
         seeds = gr.Textbox("42,43", label="seeds", visible=False)
         seconds = gr.Number(2, label="seconds", **number)
         loop = gr.Checkbox(True, label="loop", visible=False)
-        kind = gr.Radio(["mp4", "webp"], value="mp4", label="kind", visible=False)
+        kind = gr.Textbox("mp4", label="kind", visible=False)
         image = gr.File(label="image", visible=False)
         limit = gr.Number(15, label="seconds", **number)
         picture = gr.Image(label="face", format="png", visible=False)
