@@ -21,7 +21,6 @@ from playwright.sync_api import Browser, Page, expect
 from model import SEED_MAX, Generator, latents_from_seeds
 from studio.export import export
 from studio.faces import Studio
-from tests.browser import open_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 PIXELS = """canvas => Array.from(
@@ -65,12 +64,6 @@ def site(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as found:
-        yield found
 
 
 @pytest.fixture
