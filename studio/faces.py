@@ -34,7 +34,7 @@ from studio.directions import Directions, DirectionsError, largest_file, read_di
 from studio.drawing import DrawingQueue
 from studio.latents import list_faults, recipe_to_ws, recipe_to_z
 from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, check_psi
-from studio.revisions import Revisions
+from studio.revisions import PATIENCE, Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
@@ -238,18 +238,19 @@ class Studio:
             fields[name] = left
         return replace(recipe, **fields), " ".join(dict.fromkeys(sentences))
 
-    def open_revision(self, rev: str) -> Studio | None:
+    def open_revision(self, rev: str, patience: float = PATIENCE) -> Studio | None:
         """Return a studio of other weights of this one's repository, as an address names them.
 
         Args:
             rev: first 12 hex digits of their SHA-256; anything else may be asked for.
+            patience: seconds to wait for the Hub.
         Returns:
             None where the page's repository has no such revision, or none within some seconds;
             a page of a folder knows only its own. The two used last are kept open.
         """
         if rev == self.revision:
             return self
-        return self._revisions.open(self.repo, rev) if self.repo else None
+        return self._revisions.open(self.repo, rev, patience) if self.repo else None
 
     def _faults(self, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         """Yield what this generator cannot draw of a recipe: field, entry, sentence."""

@@ -21,6 +21,7 @@ from studio.words import language, say
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
 MAX_ADDRESS = 8192
+REV_SECONDS = 6.0  # that a visitor waits for other weights
 MAX_KEPT = 200  # favourites
 MAX_NAME = 60  # characters
 NAMES = ("meet", "wall", "mix", "morph", "match", "keep", "about")
@@ -80,7 +81,7 @@ class Desk:
         tab = query.get("tab", "meet")
         rest = urlencode({k: v[:4096] for k, v in query.items() if k in PLACES.get(tab, ())})
         places = (rest if name == tab else "" for name in PLACES)
-        met = self.meet(*self.read_query(query, request))
+        met = self.meet(*self.find(query, request))
         return self.go(tab if tab in NAMES else "meet"), *places, *met
 
     @contextlib.contextmanager
@@ -111,6 +112,24 @@ class Desk:
         """Return the recipe of any address and a line about what of it cannot be used."""
         text = address[:MAX_ADDRESS] if isinstance(address, str) else ""
         return self.read_query(dict(parse_qsl(urlsplit(text).query)), request)
+
+    def find(
+        self, address: str | dict[str, str], request: gr.Request
+    ) -> tuple[Recipe, str, Album | None]:
+        """Return the recipe of an address or query, a line, and whose faces to show.
+
+        An address of other weights, which the page's repository has, is shown with those; then the
+        third is their album, else None.
+        """
+        query = address
+        if not isinstance(query, dict):
+            query = dict(parse_qsl(urlsplit(str(address)[:MAX_ADDRESS]).query))
+        rev = query.get("rev", self.studio.revision)
+        other = self.studio.open_revision(rev, REV_SECONDS)
+        if other is None or other is self.studio:
+            return *self.read_query(query, request), None
+        recipe, _ = other.usable(recipe_from_query(query, dice(), rev)[0])
+        return recipe, say(request, "note.rev"), Album(other, Path(self.folder.name) / rev)
 
     def read_query(
         self, query: dict[str, str], request: gr.Request | None = None

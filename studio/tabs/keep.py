@@ -135,7 +135,7 @@ class Keep:
         if not is_index(chosen, faces):
             return gr.skip(), *(gr.skip(),) * len(self.desk.meet_outputs)
         address = faces[int(chosen)]["face"]
-        return self.desk.go("meet"), *self.desk.meet(*self.desk.read_with_line(address, request))
+        return self.desk.go("meet"), *self.desk.meet(*self.desk.find(address, request))
 
     def merge(self, request: gr.Request, keep: Any, upload: Any) -> tuple[Any, ...]:
         """Add the favourites of an exported file to those that are here."""

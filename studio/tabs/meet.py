@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.colours import shown_colours
+from studio.pictures import Album
 from studio.recipe import DEFAULT_PSI, Edit, Recipe, RecipeError, recipe_from_png
 from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slide
 from studio.words import label, say
@@ -54,6 +55,14 @@ class Meet:
             )
             self.redo = gr.Button(label("meet.redo"), elem_id="redo", min_width=0)
             self.heart = gr.Button(label("meet.keep"), elem_id="heart", min_width=0)
+        self.link = gr.Textbox(
+            label=label("meet.link"),
+            info=label("meet.link.info"),
+            interactive=False,
+            buttons=["copy"],
+            max_lines=3,
+            elem_id="link",
+        )
 
     def _lay_out_tools(self) -> None:
         """Place what chooses and changes a face."""
@@ -70,15 +79,6 @@ class Meet:
                 elem_id="psi",
                 min_width=180,
             )
-        self._lay_out_directions()
-        self.link = gr.Textbox(
-            label=label("meet.link"),
-            info=label("meet.link.info"),
-            interactive=False,
-            buttons=["copy"],
-            max_lines=3,
-            elem_id="link",
-        )
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(label("meet.like"), size="sm", elem_id="like", min_width=0)
             self.mix = gr.Button(label("meet.mix"), size="sm", elem_id="to-mix", min_width=0)
@@ -91,6 +91,7 @@ class Meet:
                 elem_id="restore",
                 min_width=0,
             )
+        self._lay_out_directions()
 
     def _lay_out_directions(self) -> None:
         """Place a slider for each direction that comes with the weights, in folding sections."""
@@ -100,8 +101,11 @@ class Meet:
             gr.Markdown(notice or label("meet.no-directions"), elem_id="no-directions")
             return
         sliders = directions.sliders.values()
+        named = [s for s in sliders if s.kind == "attribute"]
+        shades = [s for s in named if s.name.partition("-")[0] in COLOURS and "-" in s.name]
         kinds = {
-            "features": [s for s in sliders if s.kind == "attribute"],
+            "features": [s for s in named if s not in shades],
+            "shades": shades,
             "deeper": [s for s in sliders if s.kind != "attribute"],
         }
         colours = [part for part in COLOURS if part in directions.colours]
@@ -165,17 +169,20 @@ class Meet:
 
     # What the events do
 
-    def all(self, recipe: Recipe, line: str = "") -> tuple[Any, ...]:
-        """Return the values of `desk.meet_outputs` for a face."""
+    def all(self, recipe: Recipe, line: str = "", album: Album | None = None) -> tuple[Any, ...]:
+        """Return the values of `desk.meet_outputs` for a face, by other weights with an `album`."""
         edits = {edit.name: edit.value for edit in recipe.edits}
         shown = shown_colours(self.desk.studio, recipe) if self.colours else {}
         colours = (edits.get(part, shown.get(part)) for part in self.colours)
         values = (edits.get(name, 0) for name in self.sliders)
-        return *self.face_of(recipe, line), recipe.seed, recipe.psi, *colours, *values
+        return *self.face_of(recipe, line, album), recipe.seed, recipe.psi, *colours, *values
 
-    def face_of(self, recipe: Recipe, line: str = "") -> tuple[str, str, str]:
+    def face_of(
+        self, recipe: Recipe, line: str = "", album: Album | None = None
+    ) -> tuple[str, str, str]:
         """Return address, picture and line of a face."""
-        return HOME + self.desk.query(recipe), self.desk.album.face(recipe), line
+        album = album or self.desk.album
+        return HOME + recipe.query(album.studio.revision), album.face(recipe), line
 
     def change(
         self, request: gr.Request, address: Any, seed: Any, psi: Any, *sliders: Any
@@ -226,7 +233,7 @@ class Meet:
 
     def show(self, request: gr.Request, address: Any) -> tuple:
         """Show the face of an address."""
-        return self.all(*self.desk.read_with_line(address, request))
+        return self.all(*self.desk.find(address, request))
 
     def open_png(self, request: gr.Request, upload: Any) -> tuple[Any, ...]:
         """Show the face whose recipe a PNG carries; the file is not kept."""
