@@ -142,6 +142,8 @@ def launch(demo: gr.Blocks, host: str | None, port: int | None) -> None:
         enable_monitoring=False,
         ssr_mode=False,
         max_file_size="10mb",
+        # Gradio keeps half a megabyte for each of the last 10,000 sessions; the browser has it all.
+        state_session_capacity=64,
     )
 
 

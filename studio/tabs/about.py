@@ -11,8 +11,9 @@ from studio.words import label
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "assets" / "samples" / "psi0.7.webp"
-STORY = ROOT / "docs"
-STORY_PICTURES = ("article-original.webp", "article-cross-entropy.webp")  # the two objectives
+STORY = ROOT / "docs" / "article"
+# What benchmarks/article.py drew: the tutorial's networks, then the small ones to their end.
+CURVES = ("losses", "dense-losses")
 
 
 class About:
@@ -41,10 +42,11 @@ class About:
     def _tell_story(self) -> None:
         """Place the story of the first article, with its curves where they are drawn."""
         gr.HTML(label("about.story"))
-        for name in STORY_PICTURES:
-            if (STORY / name).is_file():
+        for name in CURVES:
+            if (STORY / f"{name}.svg").is_file():
                 gr.Image(
-                    str(STORY / name), show_label=False, interactive=False,
-                    label=label(f"about.{name.split('.')[0]}"), buttons=["fullscreen"],
-                    elem_classes="story", alt_text=name.split(".")[0],
+                    str(STORY / f"{name}.svg"), show_label=False, interactive=False,
+                    label=label(f"about.{name}"), buttons=["fullscreen"],
+                    elem_classes="story", alt_text=name,
                 )  # fmt: skip
+                gr.HTML(label(f"about.{name}"), elem_classes="legend")

@@ -16,6 +16,9 @@ from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slid
 from studio.words import label, say
 
 COLOURS = ("hair", "eyes")
+# Answered at once: Gradio's queue adds a second request and its own pace. The drawing thread
+# has a queue anyway.
+AT_ONCE = {"queue": False}
 FOLLOW = "(address) => window.kaogan.follow(address)"
 STEP = "(address) => window.kaogan.step({by})"
 
@@ -150,21 +153,31 @@ class Meet:
             [desk.address, *controls],
             self.shown,
             **LIVE,
+            **AT_ONCE,
         )
         for part, picker in self.colours.items():
-            picker.input(self.painter(part), [desk.address, picker], self.shown, **LIVE)
+            picker.input(self.painter(part), [desk.address, picker], self.shown, **LIVE, **AT_ONCE)
         edits = self.colours or self.sliders
         hold = [self.hold] if edits else []
         self.roll.click(
-            self.roll_one, [desk.address, self.psi, *hold], everything, **busy_on(self.face)
+            self.roll_one,
+            [desk.address, self.psi, *hold],
+            everything,
+            **busy_on(self.face),
+            **AT_ONCE,
         )
         if edits:
-            self.reset.click(self.reset_all, desk.address, everything, **QUIET)
+            self.reset.click(self.reset_all, desk.address, everything, **QUIET, **AT_ONCE)
         for button, by in ((self.undo, -1), (self.redo, 1)):
             button.click(
-                self.show, desk.address, everything, js=STEP.format(by=by), **busy_on(self.face)
+                self.show,
+                desk.address,
+                everything,
+                js=STEP.format(by=by),
+                **busy_on(self.face),
+                **AT_ONCE,
             )
-        self.restore.upload(self.open_png, self.restore, everything, **QUIET)
+        self.restore.upload(self.open_png, self.restore, everything, **QUIET, **AT_ONCE)
         desk.address.change(None, desk.address, self.link, js=FOLLOW, **QUIET)
 
     # What the events do
