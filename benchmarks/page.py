@@ -4,7 +4,7 @@ python -m benchmarks.page                     # 50 visitors for a minute
 python -m benchmarks.page --quick             # 8 visitors for five seconds
 python -m benchmarks.page --visitors 20 --seconds 30
 
-Each visitor asks /generate for a face of another seed, as the browser does: a request that joins
+Each visitor asks /generate for a face of another seed, as programs do: a request that joins
 the queue, then the stream of its answer. The server is a process of its own on this machine; no
 other is asked. Shared forwards are compared with one by one by calling the same Studio directly.
 """

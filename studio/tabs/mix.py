@@ -196,4 +196,4 @@ def caption(request: gr.Request | None, groups: tuple[str, ...] | None) -> str:
         return say(request, "mix.half")
     if len(groups) in (0, 3):
         return "A" if not groups else "B"
-    return "A + B " + " ".join(say(request, f"mix.{group}") for group in groups)
+    return "B " + " ".join(say(request, f"mix.{group}") for group in groups)
