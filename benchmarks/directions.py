@@ -87,13 +87,22 @@ class Row:
 class Bench:
     """The studio, the judge and the unedited faces."""
 
-    def __init__(self, studio: Studio, judge: FeatureReader, seeds: int) -> None:
+    def __init__(
+        self,
+        studio: Studio,
+        judge: FeatureReader,
+        extractor: EfficientNetLite0,
+        real: np.ndarray,
+        seeds: int,
+    ) -> None:
         self.studio, self.judge = studio, judge
         self.recipes = [Recipe(seed, DEFAULT_PSI) for seed in range(seeds)]
         # One extractor gives the judge its maps and the distances their features.
-        self.extractor = build_extractor(EfficientNetLite0.name, input_size=None)
+        self.extractor = extractor
         self.plain = self.look(self.draw(self.recipes))
         self.apart = distance(self.plain.features, np.roll(self.plain.features, 1, 0))
+        self.real = real
+        self.frechet = frechet_distance(real, self.plain.features)  # seconds: once is enough
 
     def draw(self, recipes: Iterable[Recipe]) -> Tensor:
         """Draw recipes as uint8 `[N, H, W, 3]`."""
@@ -110,7 +119,7 @@ class Bench:
             features.append(torch.nn.functional.relu6(head).mean((2, 3)))
         return Seen(torch.cat(logits).numpy(), torch.cat(features).numpy())
 
-    def measure(self, tag: str, real: np.ndarray) -> Row:
+    def measure(self, tag: str) -> Row:
         """Measure the slider of one tag."""
         name = slider_name(tag)
         slider = self.studio.directions.sliders[name]
@@ -129,12 +138,8 @@ class Bench:
             leakage=float(flipped.mean()),
             worst=f"{tags[others[worst]]} {flipped[worst]:.0%}",
             identity=distance(self.plain.features, seen.features) / self.apart,
-            realism=frechet_distance(real, seen.features) / self.frechet(real),
+            realism=frechet_distance(self.real, seen.features) / self.frechet,
         )
-
-    def frechet(self, real: np.ndarray) -> float:
-        """Return the unedited faces' distance to real ones."""
-        return frechet_distance(real, self.plain.features)
 
     def colour(self, part: str, palette: Palette) -> tuple[float, float]:
         """Return how far faces are from picked colours before and after, mean ΔE*ab."""
@@ -185,7 +190,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 # The report
 
 
-def report(rows: list[Row], missing: list[str], bench: Bench, real: np.ndarray) -> str:
+def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
     """Write the figures as Markdown."""
     lines = [
         "| slider | layers | before | success | leakage | most flipped | identity | realism "
@@ -208,7 +213,7 @@ def report(rows: list[Row], missing: list[str], bench: Bench, real: np.ndarray) 
         f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
         "",
         f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI}, weights `{bench.studio.revision}`. Fréchet "
-        f"distance of the unedited faces to {len(real):,} real ones: {bench.frechet(real):.0f} "
+        f"distance of the unedited faces to {len(bench.real):,} real ones: {bench.frechet:.0f} "
         f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
         "",
     ]
@@ -301,23 +306,24 @@ def run(options: argparse.Namespace) -> str:
     judge = open_reader(options.judge)
     if not isinstance(judge, FeatureReader):
         raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
-    bench = Bench(studio, judge, options.seeds)
+    extractor = build_extractor(EfficientNetLite0.name, input_size=None)
     faces = pack(options.data, SIZE)
     real = real_features(
         faces.images,
-        bench.extractor,
+        extractor,
         cache_dir=faces.path,
         data_key=faces.key,
         limit=REAL_FACES,
     )
+    bench = Bench(studio, judge, extractor, real, options.seeds)
     names = {slider_name(tag): tag for tag in judge.tags}
     there = [name for name in names if name in studio.directions.sliders]
     asked = [name for name in there if name in (options.only or there)]
     if not asked:
         raise BenchError("there is no such slider; leave out --only to measure all")
-    rows = [bench.measure(names[name], real) for name in tqdm(asked, disable=None)]
+    rows = [bench.measure(names[name]) for name in tqdm(asked, disable=None)]
     missing = [name for name in names if name not in there]
-    return f"{report(rows, missing, bench, real)}\n{report_colours(bench)}"
+    return f"{report(rows, missing, bench)}\n{report_colours(bench)}"
 
 
 if __name__ == "__main__":
