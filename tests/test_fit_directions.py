@@ -73,6 +73,7 @@ def fitted(G, tmp_path_factory) -> Path:
     G.save_pretrained(folder / "generator")
     SumReader().save_pretrained(folder / "reader")
     options = ["--model", folder / "generator", "--reader", folder / "reader"]
+    options += ["--judge", folder / "reader"]
     sizes = ["--samples", "768", "--quick", "24", "--careful", "48"]
     try:
         assert main([*map(str, options), *sizes]) == 0

@@ -57,6 +57,7 @@ BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of another tag's move against the step's length
 LONGEST = 5.0  # of a full slider's step in one layer, in standard deviations of w
+LEAST_SEEN = 0.2  # of faces in which another reader must see the tag at full slider
 LEAST_GAIN = 0.35  # share of the way to a face with the tag, below which there is no slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
@@ -262,7 +263,7 @@ class Probe:
 # Named attributes
 
 
-@dataclass
+@dataclass(eq=False)
 class Direction:
     """One slider."""
 
@@ -342,6 +343,21 @@ def fit_attributes(
         direction.name, direction.groups = slider_name(tag), groups
         (good if direction.gain >= LEAST_GAIN else weak).append(direction)
     return good, weak
+
+
+def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> None:
+    """Move sliders whose tag another reader hardly sees at full slider to the weak ones.
+
+    A step may please the reader that it was fitted with and still draw nothing that another one
+    would call by that name: glasses, where the generator has never drawn any.
+    """
+    probe = Probe(G, judge, count)
+    columns = {slider_name(tag): k for k, tag in enumerate(judge.tags)}
+    for direction in [d for d in fitted.directions if d.name in columns]:
+        _, logits, _ = probe.move(FULL * direction.step)
+        if (logits[:, columns[direction.name]] > 0).float().mean() < LEAST_SEEN:
+            fitted.directions.remove(direction)
+            fitted.weak.append(direction)
 
 
 def choose_groups(
@@ -579,6 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", type=Path, default=BUNDLED, help="generator's folder (default: bundled)")
     add("--reader", type=Path, default=ASSETS / "builder", help="folder of the reader of tags")
+    add("--judge", type=Path, default=ASSETS / "judge", help="another reader, which must agree")
     add("--out", type=Path, help=f"file to write (default: {FILE_NAME} beside the weights)")
     add("--samples", type=int, default=10_000, help="faces to draw (default: %(default)s)")
     add("--quick", type=int, default=64, help="faces for each choice of layers")
@@ -595,6 +612,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quick=options.quick,
             careful=options.careful,
         )
+        drop_unseen(fitted, G, open_reader(options.judge), options.careful)
         path = options.out or options.model / FILE_NAME
         fitted.save(path, digest)
     except (ModelError, OSError) as error:
