@@ -350,15 +350,15 @@ def test_an_album_draws_each_face_once_and_again_when_it_was_cleaned(
     album.face(Recipe(3))
     assert apart(np.array(Image.open(path)), drawn) <= 1
     assert album.face(Recipe(3, 0.70000001)) != str(path)
-    assert album.wall([3], 0.7)[0][0] != str(path)
+    assert album.faces([Recipe(3)])[0] != str(path)
 
 
-def test_a_wall_shows_seeds_at_their_own_size(studio: Studio, tmp_path: Path):
+def test_an_album_keeps_many_faces_at_their_own_size(studio: Studio, tmp_path: Path):
     album = Album(studio, tmp_path)
-    album.wall([5], 1)
-    wall = album.wall([4, 5, 6], 1)
-    assert [caption for _, caption in wall] == ["4", "5", "6"]
-    drawn = np.stack([np.array(Image.open(path)) for path, _ in wall])
+    album.faces([Recipe(5, 1)])
+    paths = album.faces([Recipe(seed, 1) for seed in (4, 5, 6)])
+    assert [Path(path).name for path in paths] == [f"kaogan-{seed}.png" for seed in (4, 5, 6)]
+    drawn = np.stack([np.array(Image.open(path)) for path in paths])
     assert apart(drawn, studio.draw([4, 5, 6], 1)) <= 1
 
 
