@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -13,8 +14,8 @@ from studio.recipe import Recipe
 def best_of(studio: Studio, recipes: Sequence[Recipe], n: int) -> list[Recipe]:
     """Keep of each n recipes in a row the one whose face the discriminator finds most real.
 
-    The n candidates are judged as one group of D's minibatch statistics, so that a choice does not
-    depend on what else is drawn.
+    A group is judged by `Discriminator.most_real`, one at a time, so that other visitors' faces may
+    be drawn in between.
 
     Args:
         studio: with a discriminator.
@@ -25,6 +26,5 @@ def best_of(studio: Studio, recipes: Sequence[Recipe], n: int) -> list[Recipe]:
     kept = []
     for start in range(0, len(recipes), n):
         group = faces[start : start + n].float() / 127.5 - 1
-        scores = studio.drawing.run(lambda group=group: studio.D(group))
-        kept.append(recipes[start + int(scores.argmax())])
+        kept.append(recipes[start + int(studio.drawing.run(partial(studio.D.most_real, group, n)))])
     return kept
