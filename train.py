@@ -47,6 +47,8 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
+AID_REAL, AID_FAKE, AID_G, AID_PAIR = range(6, 10)
+AID_POLICY = "translation,cutout"  # without it the second critic, which knows pictures, soon wins
 
 FAULTS = (
     ConfigError, DataError, CheckpointError, ModelError, MetricsError, PublishError, TrainingError,
@@ -103,22 +105,22 @@ def train(config: TrainConfig) -> Path:
 
 
 def d_step(run: Run) -> None:
-    """Teach D one batch of real and generated pictures."""
+    """Teach D, and the second critic if there is one, a batch of real and generated pictures."""
     config = run.config
     penalised = (run.nimg // config.batch_size) % config.penalty_interval == 0
     scale = config.penalty_interval if penalised else 0  # lazy: rarer and stronger by as much
     set_lr(run.D_opt, config.d_lr, run)
     for part in range(config.gradient_accumulation):
-        with run.accelerator.accumulate(run.D):
-            real = augmented(run, real_batch(run, part), REAL_AUGMENT, part)
+        with run.accelerator.accumulate(*filter(None, (run.D, run.A))):
+            real = real_batch(run, part)
             with torch.no_grad(), run.accelerator.autocast():
                 fake = run.G_raw(latents(run, D_LATENTS, part))
-            fake = augmented(run, fake.float(), FAKE_AUGMENT, part)
+            fake = fake.float()
             with run.accelerator.autocast():
                 loss, stats = d_loss(
                     run.D,
-                    real,
-                    fake,
+                    augmented(run, real, REAL_AUGMENT, part),
+                    augmented(run, fake, FAKE_AUGMENT, part),
                     config.objective,
                     real_label=config.real_label,
                     r1_gamma=config.r1_gamma * scale,
@@ -127,31 +129,65 @@ def d_step(run: Run) -> None:
             run.accelerator.backward(loss)
             run.D_opt.step()
             run.D_opt.zero_grad()
+            if run.A:
+                stats |= teach_aid(run, real, fake, part)
         note(run, stats)
+
+
+def teach_aid(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
+    """Teach the second critic the pictures that D was taught; return its numbers for the log."""
+    set_lr(run.A_opt, run.config.aid_lr, run)
+    real = augmented(run, real, AID_REAL, part, AID_POLICY)
+    fake = augmented(run, fake, AID_FAKE, part, AID_POLICY)
+    with run.accelerator.autocast():
+        loss, stats = d_loss(run.A, real, fake, run.config.objective)
+    run.accelerator.backward(loss)
+    run.A_opt.step()
+    run.A_opt.zero_grad()
+    return {f"aid_{name}": value for name, value in stats.items()}
 
 
 def g_step(run: Run) -> None:
     """Teach G one batch of fresh latents."""
     config = run.config
     set_lr(run.G_opt, config.g_lr, run)
-    # The bare D: its gradients are not wanted here, so neither is their exchange.
-    run.D_raw.requires_grad_(False)
+    # The bare critics: their gradients are not wanted here, so neither is their exchange.
+    critics = [run.D_raw, run.A_raw] if run.A else [run.D_raw]
+    for critic in critics:
+        critic.requires_grad_(False)
     for part in range(config.gradient_accumulation):
         with run.accelerator.accumulate(run.G):
             with run.accelerator.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
-                fake = augmented(run, fake.float(), G_AUGMENT, part)
-                real = None
-                if OBJECTIVES[config.objective].paired:
-                    real = augmented(run, real_batch(run, part), PAIR_AUGMENT, part)
-                loss, stats = g_loss(run.D_raw, fake, config.objective, real=real)
+                loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
+                if run.A:
+                    aid, more = persuade(run, run.A_raw, fake, part, (AID_G, AID_PAIR), AID_POLICY)
+                    loss = loss + config.aid_weight * aid
+                    stats |= {f"aid_{name}": value for name, value in more.items()}
             run.accelerator.backward(loss)
             if config.gradient_norm and run.accelerator.sync_gradients:
                 stats["g_gradient"] = gradient_norm(run.G_raw)
             run.G_opt.step()
             run.G_opt.zero_grad()
         note(run, stats)
-    run.D_raw.requires_grad_(True)
+    for critic in critics:
+        critic.requires_grad_(True)
+
+
+def persuade(
+    run: Run,
+    critic: torch.nn.Module,
+    fake: Tensor,
+    part: int,
+    streams: tuple[int, int],
+    policy: str | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return G's loss before one critic, and its numbers for the log."""
+    fake = augmented(run, fake.float(), streams[0], part, policy)
+    real = None
+    if OBJECTIVES[run.config.objective].paired:
+        real = augmented(run, real_batch(run, part), streams[1], part, policy)
+    return g_loss(critic, fake, run.config.objective, real=real)
 
 
 def gradient_norm(network: torch.nn.Module) -> Tensor:
@@ -226,18 +262,19 @@ def real_batch(run: Run, part: int) -> Tensor:
     return run.batches.batch(run.nimg + part * world * part_size(run))
 
 
-def augmented(run: Run, images: Tensor, stream: int, part: int) -> Tensor:
-    """Augment as the configuration and its ramp say."""
+def augmented(
+    run: Run, images: Tensor, stream: int, part: int, policy: str | None = None
+) -> Tensor:
+    """Augment as the configuration and its ramp say, or by another policy of the same strength."""
     config = run.config
-    if not config.augment:
+    policy = config.augment if policy is None else policy
+    if not policy:
         return images
     ramp = config.augment_ramp_kimg * 1000
     strength = config.augment_strength * (min(1.0, run.nimg / ramp) if ramp else 1.0)
     place, places = shard(run, part)
     rng = generator_for(run, stream)
-    return augment(
-        images, config.augment, strength=strength, rng=rng, rank=place, world_size=places
-    )
+    return augment(images, policy, strength=strength, rng=rng, rank=place, world_size=places)
 
 
 # ------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def test_unknown_flags_are_refused(flags, capsys):
         ({"data": []}, "--data names no source"),
         ({"data": [3]}, "--data takes names"),
         ({"augment": "sparkle"}, "sparkle"),
+        ({"aid_weight": 1.0, "critic": "projected"}, "--aid-weight needs"),
     ],
 )
 def test_unusable_values_get_a_sentence(values, words):

@@ -157,6 +157,35 @@ def test_killed_and_resumed_equals_undisturbed(run, start, tmp_path):
     ).read_bytes()
 
 
+def test_a_second_critic_takes_part_and_goes_on_exactly(bench, tmp_path):
+    aid = ["--total-kimg", "0.128", "--keep", "9", "--aid-weight"]
+    for name, flags in {
+        "alone": [*aid, "0"],
+        "whole": [*aid, "1"],
+        "parts": [*aid, "1", "--total-kimg", "0.064"],
+    }.items():
+        status, printed = bench.run(name, *flags)
+        assert status == 0, printed
+    status, printed = bench.run("parts", *aid, "1", "--resume", "latest")
+    assert status == 0, printed
+    alone, whole, parts = (checkpoints(tmp_path / name)[-1] for name in ("alone", "whole", "parts"))
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+    assert {k for k in whole if k not in alone} == {k for k in whole if k.startswith("A")}
+    moved = [k for k in alone if k.startswith("G/") and not torch.equal(alone[k], whole[k])]
+    assert moved, "G did not heed it"
+    line = json.loads((tmp_path / "whole/stats.jsonl").read_text().splitlines()[-1])
+    assert line["aid_d_loss"] > 0
+
+
+def test_a_second_critic_learns_alike_on_two_processes(bench, tmp_path):
+    aid = [*STILL, "--aid-weight", "1", "--total-kimg", "0.032"]
+    for status, printed in (bench.run("one", *aid), bench.run_ranks("two", 2, *aid)):
+        assert status == 0, printed
+    one, two = (checkpoints(tmp_path / name)[0] for name in ("one", "two"))
+    assert any(k.startswith("A_opt") for k in gradients(one))
+    assert_same_gradients(one, two)
+
+
 # ------------------------------------------------------------------------------------------
 # Several processes
 

@@ -118,3 +118,5 @@ def test_init_from_says_what_it_took(tmp_path):
     assert f"G {len(G.state_dict())} of {len(G.state_dict())}" in line
     assert f"D {len(D.state_dict())} of {len(D.state_dict())}" in line
     assert torch.equal(G.const, old_G.const)
+    _, other = kaogan_networks(make_config({**config.public(), "critic": "projected"}))
+    assert init_from(str(tmp_path), G, other).endswith("D none.")

@@ -58,6 +58,9 @@ class TrainConfig:
         "D of kaogan: residual, or projected (heads on frozen features; try hinge, --r1-gamma 0)",
         ("residual", "projected"),
     )
+    aid_weight: float = setting(
+        0.0, "weight in G's loss of a second, projected critic beside a residual D; 0: none"
+    )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
     z_dim: int = setting(128, "length of z")
@@ -84,6 +87,7 @@ class TrainConfig:
     gradient_accumulation: int = setting(1, "parts into which a process splits its batch")
     g_lr: float = setting(2e-3, "Adam's step size for G")
     d_lr: float = setting(2e-3, "Adam's step size for D")
+    aid_lr: float = setting(1e-4, "Adam's step size for the second critic")
     beta1: float = setting(0.0, "Adam's decay of the mean")
     beta2: float = setting(0.99, "Adam's decay of the square")
     anneal_kimg: float = setting(0.0, "thousand images over which step sizes fall; 0: constant")
@@ -133,6 +137,8 @@ class TrainConfig:
         except ValueError as error:
             raise ConfigError(f"--augment: {error}") from error
         self.metric_marks()
+        if self.aid_weight and (self.networks, self.critic) != ("kaogan", "residual"):
+            raise ConfigError("--aid-weight needs --networks kaogan and --critic residual")
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
         if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
@@ -142,7 +148,7 @@ class TrainConfig:
 
     def _check_ranges(self) -> None:
         """Refuse numbers outside their range."""
-        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr")
+        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr", "aid_lr")
         at_least_1 = (
             "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
             "grid_ticks",

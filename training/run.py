@@ -74,6 +74,8 @@ class Run:
     G_ema: nn.Module
     G_opt: Any
     D_opt: Any
+    A: nn.Module | None = None  # the second critic, with --aid-weight
+    A_opt: Any = None
     nimg: int = 0  # images seen, over all processes
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
@@ -89,12 +91,20 @@ class Run:
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a checkpoint holds, by name; no average where there is none."""
         networks = {"G": self.G_raw, "D": self.D_raw}
+        if self.A:
+            networks["A"] = self.A_raw
         return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
+
+    @property
+    def A_raw(self) -> nn.Module:
+        """The second critic, bare."""
+        return self.accelerator.unwrap_model(self.A)
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers that a checkpoint holds, by name."""
-        return {"G_opt": self.G_opt.optimizer, "D_opt": self.D_opt.optimizer}
+        optimizers = {"G_opt": self.G_opt.optimizer, "D_opt": self.D_opt.optimizer}
+        return {**optimizers, "A_opt": self.A_opt.optimizer} if self.A else optimizers
 
 
 def build(config: TrainConfig) -> Run:
@@ -131,6 +141,8 @@ def build(config: TrainConfig) -> Run:
         config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
     )
     run.publisher, run.lock = publisher, lock
+    if config.aid_weight:
+        add_aid(run)
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
@@ -149,6 +161,19 @@ def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
         return copy.deepcopy(G).requires_grad_(False).eval()
     tensors = [*G.parameters(), *G.buffers()]
     return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
+
+
+def add_aid(run: Run) -> None:
+    """Give a run its second critic, which sees what D, learning from nothing, does not yet.
+
+    Kumari et al. 2022 (arXiv 2112.09130).
+    """
+    config, device = run.config, run.accelerator.device
+    critic = ProjectedDiscriminator(config.resolution, config.img_channels)
+    critic = critic.to(device, memory_format=torch.channels_last)
+    betas = (float(config.beta1), float(config.beta2))
+    optimizer = torch.optim.Adam(critic.parameters(), config.aid_lr, betas, fused=True)
+    run.A, run.A_opt = run.accelerator.prepare(critic, optimizer)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import CONFIG_NAME, Discriminator, Generator, KaoganModel, ModelError, load_network
+from model import CONFIG_NAME, Generator, KaoganModel, ModelError, load_network
 
 
 def open_pair(source: str) -> tuple[KaoganModel, KaoganModel | None]:
@@ -113,7 +113,7 @@ def init_from(source: str, G: nn.Module, D: nn.Module) -> str:
     """
     old_G, old_D = open_pair(source)
     parts = ["G {} of {}".format(*take_over(G, old_G))]
-    if isinstance(old_D, Discriminator) or type(old_D) is type(D):
+    if type(old_D) is type(D):  # another kind of critic learns afresh
         parts.append("D {} of {}".format(*take_over(D, old_D)))
     else:
         parts.append("D none")
