@@ -27,6 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from benchmarks.common import svg_pyplot
 from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
 from training.config import BUNDLED_FACES, PRESETS, make_config
 from training.losses import OBJECTIVES
@@ -289,12 +290,7 @@ def plot(
     name: str, lines: dict[str, dict[str, list]], panels: dict[str, str], *, log: bool = False
 ) -> None:
     """Draw one panel for each figure, one line for each variant, as an SVG of stable bytes."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "kaogan", "font.size": 10, "svg.fonttype": "none"}
-    from matplotlib import pyplot
-
+    pyplot = svg_pyplot()
     picture, axes = pyplot.subplots(
         1, len(panels), figsize=(9, 3.2), layout="constrained", squeeze=False
     )

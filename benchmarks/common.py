@@ -80,6 +80,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def svg_pyplot() -> Any:
+    """Return matplotlib's pyplot, set to write SVG of stable bytes (save with Date None)."""
+    import matplotlib  # of requirements-bench.txt
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "kaogan", "font.size": 10, "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def publish(name: str, text: str, figures: Any, args: argparse.Namespace) -> None:
     """Print a bench's table, keep its figures, and renew its section of docs/performance.md."""
     print(text)
