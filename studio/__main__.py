@@ -3,6 +3,7 @@
 python -m studio --seeds 0-63,100 --out faces
 python -m studio --seeds 0-255 --psi 0.5 --out faces --grid sheet.png
 python -m studio --seeds 0-9 --edit smile=1.5 --edit hair=#3fa34d --mix 77@middle --out faces
+python -m studio --seeds 0-399 --best-of 4 --out faces      # 100 files, of each 4 seeds the best
 python -m studio --seeds 42 --vary 5:0.3 --between 77:0.5 --out faces
 python -m studio --recipe '?seed=42&psi=0.7&edit=smile:1.5' --out faces      # or a face's PNG
 python -m studio --seeds 42 --out faces --model owner/name --revision <commit>
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from studio.recipe import Recipe
 
 SHAPES = ("psi", "edit", "mix", "vary", "between")  # options that a recipe has instead
+JUDGED_AT_ONCE = 64  # faces whose pictures are held while the best are chosen
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +69,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--vary", metavar="SEED:RADIUS", help="a step in w, radius 0 to 2")
     parser.add_argument("--between", metavar="SEED:SHARE", help="a share, 0 to 1, of a way")
+    parser.add_argument(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of each N seeds in a row, keep the face that the discriminator finds most real",
+    )
     parser.add_argument("--grid", type=Path, metavar="PNG", help="also one sheet of all faces")
     parser.add_argument(
         "--model", metavar="PATH_OR_REPO", help="folder or Hub repository (default: bundled)"
@@ -94,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         studio = Studio.open(args.model, args.revision, fallback=False)
         if revision and revision != studio.revision:
             print("python -m studio: made with other weights, so it may differ", file=sys.stderr)
-        draw_files(studio, studio.check(base), seeds, args)
+        seeds = choose(studio, studio.check(base), seeds, args.best_of)
+        draw_files(studio, base, seeds, args)
     except ValueError as error:
         print(f"python -m studio: {error}", file=sys.stderr)
         return 2
@@ -149,6 +159,28 @@ def read_recipe(text: str) -> tuple[Recipe, str]:
     return recipe, revision
 
 
+def choose(studio: Studio, base: Recipe, seeds: list[int], n: int) -> list[int]:
+    """Keep of each n seeds in a row the one whose face the discriminator finds most real.
+
+    Raises:
+        RecipeError: an n out of range, or weights without a discriminator.
+    """
+    from studio.best import best_of
+    from studio.recipe import RecipeError
+
+    if not 1 <= n <= JUDGED_AT_ONCE:
+        raise RecipeError(f"--best-of takes 1 to {JUDGED_AT_ONCE} seeds for a face, not {n}")
+    if n == 1:
+        return seeds
+    if studio.D is None:
+        raise RecipeError("these weights came without a discriminator; leave out --best-of")
+    step, kept = JUDGED_AT_ONCE // n * n, []
+    for start in range(0, len(seeds), step):
+        part = [replace(base, seed=seed) for seed in seeds[start : start + step]]
+        kept += [recipe.seed for recipe in best_of(studio, part, n)]
+    return kept
+
+
 def draw_files(studio: Studio, base: Recipe, seeds: list[int], args: argparse.Namespace) -> None:
     """Draw all seeds into `args.out` and, if asked, onto one sheet; print the speed."""
     from tqdm import tqdm
@@ -180,6 +212,8 @@ def draw_files(studio: Studio, base: Recipe, seeds: list[int], args: argparse.Na
         if args.seeds:
             text = {"seeds": args.seeds, **text}
             del text["seed"]
+            if args.best_of > 1:
+                text["best-of"] = str(args.best_of)
         save_png(to_image(sheet.pixels), args.grid, text)
     print(f"{len(seeds)} faces in {seconds:.1f} s: {len(seeds) / seconds:.0f} faces/s")
 

@@ -406,6 +406,21 @@ def test_the_command_draws_files_and_a_sheet(generator_dir: Path, studio: Studio
         assert sheet.text["seeds"] == "0-9,4294967295"
 
 
+def test_the_command_keeps_the_best_of_each_few(tmp_path: Path, capsys):
+    from studio.__main__ import main
+
+    arguments = ["--seeds", "0-129", "--psi", "1", "--best-of", "13"]
+    assert main([*arguments, "--out", str(tmp_path), "--grid", str(tmp_path / "g" / "g.png")]) == 0
+    assert "10 faces in" in capsys.readouterr().out
+    kept = sorted(int(p.stem[4:]) for p in tmp_path.glob("seed*.png"))
+    assert [seed // 13 for seed in kept] == list(range(10))
+    whole = Studio.open()
+    pixels = torch.from_numpy(whole.draw(range(13, 26), 1.0)).permute(0, 3, 1, 2)
+    assert kept[1] == 13 + int(whole.D.most_real(pixels.float() / 127.5 - 1, 13))
+    with Image.open(tmp_path / "g" / "g.png") as sheet:
+        assert sheet.text["best-of"] == "13"
+
+
 SHAPED = ["--edit", "smile=1.5", "--edit", "hair=#3fa34d", "--mix", "77@middle", "--vary", "5:0.3",
           "--between", "77:0.5"]  # fmt: skip
 
@@ -476,6 +491,8 @@ def test_the_command_refuses_in_one_sentence(generator_dir: Path, tmp_path: Path
         (["--recipe", "?seed=1", "--psi", "1"], "leave out the options that shape it"),
         (["--recipe", "?psi=1"], "this address holds no recipe"),
         (["--recipe", "{file}"], "This file is not a readable PNG"),
+        (["--seeds", "0-9", "--best-of", "0"], "--best-of takes 1 to 64 seeds for a face, not 0"),
+        (["--seeds", "0-9", "--best-of", "4"], "these weights came without a discriminator"),
         (["--seeds", "0-99999", "--grid", "g.png"], "a grid of 100,000 faces of 32 px is too"),
     ],
 )
