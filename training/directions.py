@@ -8,7 +8,8 @@ take their coarse, middle and fine styles from three different seeds, so that on
 what each group of layers does by itself. From it come, in a file beside the weights:
 
 - one direction for each tag: the likeliest step in w (Gaussian in w) that raises the tag's logit
-  while those of all other tags stay; in the groups of layers that measure best;
+  while those of all other tags stay, then refined by descent through generator and reader; in the
+  groups of layers that measure best;
 - principal directions of w (Härkönen et al. 2020, arXiv 2004.02546) and closed-form ones of the
   style weights (Shen & Zhou 2021, arXiv 2007.06600), scaled to equal visible change;
 - maps from ws to the mean colour of hair and of eyes, and steps that move it.
@@ -56,7 +57,11 @@ PROBE_SEED = 2**31 + 2**30  # of the faces that steps are measured on
 BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of another tag's move against the step's length
-LONGEST = 5.0  # of a full slider's step in one layer, in standard deviations of w
+REACH = 1.5  # gaps by which a full slider moves a tag's mean logit
+REFINE_STEPS, REFINE_FACES, REFINE_RATE = 30, 16, 0.15  # of Adam, on a step in u
+HOLD = 2.0  # weight of a flip of another tag against the tag's own
+CHANGE = 0.15  # weight of the picture's change against the tag's own
+LONGEST = 8.0  # of a full slider's step in one layer, in standard deviations of w
 LEAST_SEEN = 0.2  # of faces in which another reader must see the tag at full slider
 LEAST_GAIN = 0.35  # share of the way to a face with the tag, below which there is no slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
@@ -92,7 +97,7 @@ class Coordinates:
     axes: Tensor  # [w_dim, w_dim] … these columns
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def of(cls, G: Generator, samples: int = 8192) -> Coordinates:
         """Measure mean and covariance of w."""
         z = latents_from_seeds(range(FIRST_SEED, FIRST_SEED + samples), G.z_dim)
@@ -339,10 +344,46 @@ def fit_attributes(
             if set(names) <= set(at.groups)
         }
         groups = choose_groups(probe, at, trials, index, others, quick)
-        direction = calibrate(probe, at, trials[groups], index, careful)
+        refined = {
+            names: refine(probe, at, limit(trials[names], at), index, others)
+            for names in dict.fromkeys((groups, tuple(at.groups)))
+        }
+        groups = choose_groups(probe, at, refined, index, others, quick)
+        direction = calibrate(probe, at, refined[groups], index, careful)
         direction.name, direction.groups = slider_name(tag), groups
         (good if direction.gain >= LEAST_GAIN else weak).append(direction)
     return good, weak
+
+
+def refine(probe: Probe, at: Coordinates, step: Tensor, index: int, others: list[int]) -> Tensor:
+    """Descend from a full slider's linear step `[1, D]` through generator and reader.
+
+    The linear fit knows how tags go with w on the whole; this sees what one step does to faces. It
+    stays within the coordinates that the step uses, and one step serves all faces, which leaves
+    little room for patterns that please this reader alone.
+    """
+    reader, spread = probe.reader, probe.spread
+    used = step != 0
+    target = reader.typical[0][index] + REACH * gaps(reader)[index]
+    scale, other_scale = gaps(reader)[index], gaps(reader)[others]
+    ws, before = probe.ws.clone(), probe.logits.clone()  # no inference tensors: they are kept
+    images = probe.images.clone()
+    step = step.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([step], REFINE_RATE, betas=(0.8, 0.95))
+    rng = torch.Generator().manual_seed(index)
+    for _ in range(REFINE_STEPS):
+        rows = torch.randperm(len(ws), generator=rng)[:REFINE_FACES]
+        moved = probe.G.synthesis(ws[rows] + at.decode(step * used)[0]).clamp(-1, 1)
+        moved = resize(moved, SIZE)
+        logits = reader(moved)
+        missing = torch.nn.functional.softplus(4 * (target - logits[:, index]) / scale) / 4
+        strayed = (logits - before[rows])[:, others] / other_scale
+        changed = (moved - images[rows]).square().mean() / spread**2
+        loss = missing.mean() + HOLD * strayed.square().mean() + CHANGE * changed
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return limit((step * used).detach(), at)
 
 
 def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> None:
@@ -388,12 +429,12 @@ def limit(step: Tensor, at: Coordinates) -> Tensor:
 
 
 def calibrate(probe: Probe, at: Coordinates, step: Tensor, index: int, count: int) -> Direction:
-    """Scale a step `[1, D]` so that a full slider moves the mean logit by the tag's whole gap.
+    """Scale a step `[1, D]` so that a full slider moves the mean logit by REACH gaps of its tag.
 
-    One unit is then about half the way from a typical face without the tag to a typical one with
-    it. A step longer than LONGEST is cut there.
+    One unit is then about three quarters of the way from a typical face without the tag to a
+    typical one with it. A step longer than LONGEST is cut there.
     """
-    gap = gaps(probe.reader)[index].item()
+    gap = REACH * gaps(probe.reader)[index].item()
     longest = LONGEST / at.lengths(step).max().item()
     scale = min(1.0, longest)
     for _ in range(3):
