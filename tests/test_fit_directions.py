@@ -203,8 +203,8 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
         moved = (after - before).mean(0)
         own = moved[SumReader.TAGS.index(tag)]
         held = [k for k, other in enumerate(SumReader.TAGS) if family(other) != family(tag)]
-        # The whole gap is 2; less than a third of it has no slider.
-        assert 0.6 < own < 2.6, tag
+        # A full slider reaches 1.5 gaps of 2; less than a third of it has no slider.
+        assert 1.0 < own < 3.9, tag
         leaks.append((moved[held].abs().mean() / own).item())
     # An untrained generator is not linear enough for every single one of them.
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks
