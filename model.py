@@ -199,6 +199,14 @@ def load_network(path_or_repo: str | Path, **options: Any) -> KaoganModel:
     return KaoganModel.from_pretrained(path_or_repo, **options)
 
 
+def load_generator(path_or_repo: str | Path, **options: Any) -> KaoganModel:
+    """Load a network as `load_network` does, and refuse one that draws nothing from z."""
+    G = load_network(path_or_repo, **options)
+    if not hasattr(G, "z_dim"):
+        raise ModelError(f"{path_or_repo} holds a {type(G).__name__}, which draws no faces")
+    return G
+
+
 def fetch_file(
     path_or_repo: str | Path,
     subfolder: str,

@@ -29,7 +29,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 import model
-from model import Discriminator, KaoganModel, ModelError, fetch_file, load_network
+from model import Discriminator, KaoganModel, ModelError, fetch_file, load_generator, load_network
 from studio.directions import Directions, DirectionsError, largest_file, read_directions
 from studio.drawing import DrawingQueue
 from studio.latents import list_faults, recipe_to_ws, recipe_to_z
@@ -120,9 +120,7 @@ class Studio:
         """Load a generator from one place or raise ModelError."""
         is_folder = Path(target).is_dir()
         commit = None if is_folder else find_commit(str(target), revision)
-        G = load_network(target, revision=commit).freeze()
-        if not hasattr(G, "z_dim"):
-            raise ModelError(f"{target} holds a {type(G).__name__}, which draws no faces")
+        G = load_generator(target, revision=commit).freeze()
         weights = fetch_file(target, "", model.WEIGHTS_NAME, commit, sys.maxsize)
         card = weights.with_name("README.md")
         source = "the bundled weights" if target == BUNDLED else str(target)

@@ -25,7 +25,7 @@ from model import (
     ModelError,
     keep_freed_memory,
     latents_from_seeds,
-    load_network,
+    load_generator,
 )
 from training.data import DataError, Faces, pack
 from training.metrics import (
@@ -82,14 +82,6 @@ def score(
     return evaluate(real, fake, features=features, device=device)
 
 
-def open_generator(path: str, revision: str | None) -> KaoganModel:
-    """Load a generator, or raise ModelError."""
-    G = load_network(path, revision=revision)
-    if not hasattr(G, "z_dim"):
-        raise ModelError(f"{path} holds a {type(G).__name__}, which draws nothing")
-    return G
-
-
 def open_critic(options: argparse.Namespace, G: KaoganModel) -> Discriminator | None:
     """Load the discriminator that chooses, if one is asked for, or raise ModelError."""
     if options.best_of < 1 or (options.best_of > 1) != (options.critic is not None):
@@ -123,7 +115,7 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures = []
     try:
-        G = open_generator(options.model, options.revision).to(device)
+        G = load_generator(options.model, revision=options.revision).to(device)
         D = open_critic(options, G)
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         for features in options.features:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import CONFIG_NAME, Generator, KaoganModel, ModelError, load_network
+from model import CONFIG_NAME, Generator, KaoganModel, ModelError, load_generator, load_network
 
 
 def open_pair(source: str) -> tuple[KaoganModel, KaoganModel | None]:
@@ -30,9 +30,7 @@ def open_pair(source: str) -> tuple[KaoganModel, KaoganModel | None]:
         ModelError: no usable generator, or a discriminator that is there but broken.
     """
     nested = (Path(source) / "generator" / CONFIG_NAME).is_file()
-    G = load_network(source, subfolder="generator" if nested else "")
-    if not hasattr(G, "z_dim"):
-        raise ModelError(f"{source} holds a {type(G).__name__}, not a generator")
+    G = load_generator(source, subfolder="generator" if nested else "")
     if Path(source).is_dir() and not (Path(source) / "discriminator" / CONFIG_NAME).is_file():
         return G, None
     try:
