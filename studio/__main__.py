@@ -7,6 +7,7 @@ python -m studio --seeds 0-399 --best-of 4 --out faces      # 100 files, of each
 python -m studio --seeds 42 --vary 5:0.3 --between 77:0.5 --out faces
 python -m studio --recipe '?seed=42&psi=0.7&edit=smile:1.5' --out faces      # or a face's PNG
 python -m studio --seeds 42 --out faces --model owner/name --revision <commit>
+accelerate launch -m studio --seeds 0-9999999 --shards faces     # tar shards, by many processes
 """
 
 from __future__ import annotations
@@ -49,7 +50,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", metavar="LIST", help="such as 0-63,100")
     what.add_argument("--recipe", metavar="ADDRESS_OR_PNG", help="one face: ?seed=… or its PNG")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for PNGs")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder for PNGs")
+    where.add_argument(
+        "--shards", type=Path, metavar="DIR", help="folder for WebDataset tar files instead"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=1000, help="faces of a shard (default: %(default)s)"
+    )
     parser.add_argument(
         "--psi",
         type=float,
@@ -99,10 +107,14 @@ def main(argv: list[str] | None = None) -> int:
         base, revision = read_recipe(args.recipe) if args.recipe else (read_options(args), "")
         if args.recipe and any(getattr(args, name) is not None for name in SHAPES):
             raise ValueError("a recipe says all of a face; leave out the options that shape it")
-        seeds = parse_seeds(args.seeds) if args.seeds is not None else [base.seed]
+        check_shards(args)
         studio = Studio.open(args.model, args.revision, fallback=False)
         if revision and revision != studio.revision:
             print("python -m studio: made with other weights, so it may differ", file=sys.stderr)
+        if args.shards:
+            draw_shards(studio, base, args)
+            return 0
+        seeds = parse_seeds(args.seeds) if args.seeds is not None else [base.seed]
         seeds = choose(studio, studio.check(base), seeds, args.best_of)
         draw_files(studio, base, seeds, args)
     except ValueError as error:
@@ -157,6 +169,36 @@ def read_recipe(text: str) -> tuple[Recipe, str]:
     if fault:
         raise RecipeError(fault)
     return recipe, revision
+
+
+def check_shards(args: argparse.Namespace) -> None:
+    """Raise RecipeError for options that shards do not go with."""
+    from studio.recipe import RecipeError
+
+    if args.shards and (args.recipe or args.grid or args.best_of != 1):
+        raise RecipeError("--shards goes with --seeds, without --recipe, --grid and --best-of")
+
+
+def draw_shards(studio: Studio, base: Recipe, args: argparse.Namespace) -> None:
+    """Draw this process's shards and print the speed."""
+    from studio.recipe import parse_seed_ranges
+    from studio.shards import place, write_shards
+
+    start, count = time.perf_counter(), 0
+    for faces in write_shards(
+        studio,
+        base,
+        parse_seed_ranges(args.seeds),
+        args.shards,
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+    ):
+        count += faces
+    seconds, (rank, world) = time.perf_counter() - start, place()
+    print(
+        f"process {rank + 1} of {world}: {count} faces in {seconds:.1f} s: "
+        f"{count / seconds:.0f} faces/s"
+    )
 
 
 def choose(studio: Studio, base: Recipe, seeds: list[int], n: int) -> list[int]:

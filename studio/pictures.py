@@ -36,16 +36,22 @@ def enlarge(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def save_png(image: Image.Image, path: Path, text: dict[str, str]) -> None:
-    """Write a PNG that carries `text`, whole or not at all."""
+def png_bytes(image: Image.Image, text: dict[str, str]) -> bytes:
+    """Return a PNG that carries `text`."""
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
     data = io.BytesIO()
     image.save(data, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
+    return data.getvalue()
+
+
+def save_png(image: Image.Image, path: Path, text: dict[str, str]) -> None:
+    """Write a PNG that carries `text`, whole or not at all."""
+    data = png_bytes(image, text)
     part = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
     try:
-        part.write_bytes(data.getbuffer())
+        part.write_bytes(data)
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)

@@ -529,10 +529,15 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         RecipeError: no such list, a backward range, or more than a million seeds.
     """
-    ranges = [_parse_range(part.strip()) for part in text.split(",")]
+    ranges = parse_seed_ranges(text)
     if sum(len(r) for r in ranges) > MAX_SEEDS:
         raise RecipeError(f"these are more than {MAX_SEEDS:,} seeds; draw them in several runs")
     return list(dict.fromkeys(seed for r in ranges for seed in r))
+
+
+def parse_seed_ranges(text: str) -> list[range]:
+    """Read a list of seeds as `parse_seeds` does, of any length, without writing it out."""
+    return [_parse_range(part.strip()) for part in text.split(",")]
 
 
 def _parse_range(part: str) -> range:
