@@ -45,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "r1-often": {"penalty_interval": 4},
     "gamma-0.3": {"r1_gamma": 0.3},
     "translation": {"augment": "translation"},
+    "aid": {"aid_weight": 1.0},
+    "projected": {"critic": "projected", "objective": "hinge", "r1_gamma": 0.0, "d_lr": 1e-4,
+                  "augment": "translation,cutout"},
     "patch": {"patch": 2},
     "wide": {"channel_base": 2048, "channel_max": 256},
     "narrow": {"channel_base": 512, "channel_max": 64},
@@ -54,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr-4e-3": {"g_lr": 4e-3, "d_lr": 4e-3},
     "anneal": {"anneal_to": 0.05},
     "mapping-4": {"mapping_layers": 4},
-}
+}  # fmt: skip
 COLUMNS = (
     ("variant", "variant"), ("kimg", "kimg"), ("images_per_cpu_s", "images / CPU s"),
     ("frechet_lite0", "Fréchet, lite0"), ("kid", "KID, lite0"), ("frechet_hog", "Fréchet, hog"),
