@@ -415,22 +415,34 @@ class EqualLinear(nn.Module):
     """Linear layer with an equalised learning rate (Karras et al. 2018, arXiv 1710.10196).
 
     Weights are stored at unit variance and scaled when used, so that one Adam step size suits
-    every layer; `lr_multiplier` slows the layer by that factor.
+    every layer; `lr_multiplier` slows the layer by that factor, `gain` scales what it returns.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, bias: float = 0.0, lr_multiplier: float = 1.0
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        bias: float = 0.0,
+        lr_multiplier: float = 1.0,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         # In place: under torch.device("meta") a division would import a compiler, for seconds.
         self.weight = nn.Parameter(torch.randn(out_dim, in_dim).div_(lr_multiplier))
         self.bias = nn.Parameter(torch.full((out_dim,), bias / lr_multiplier))
-        self.weight_gain = lr_multiplier / math.sqrt(in_dim)
-        self.bias_gain = lr_multiplier
+        self.gain = gain
+        self.weight_gain = gain * lr_multiplier / math.sqrt(in_dim)
+        self.bias_gain = gain * lr_multiplier
+        self.scaled: tuple[Tensor, Tensor] | None = None  # of a frozen layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, in_dim]` to `[N, out_dim]`."""
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.linear(x, *(self.scaled or self.scale()))
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Return weights `[out_dim, in_dim]` and bias `[out_dim]` as they are used."""
+        return self.weight * self.weight_gain, self.bias * self.bias_gain
 
 
 def activate(x: Tensor) -> Tensor:
@@ -464,18 +476,18 @@ class StyledConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, *, up: bool) -> None:
         super().__init__()
-        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        # The gain of the weights (a large tensor) rides on the styles (a small one).
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels * 9))
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.gain = 1 / math.sqrt(in_channels * 9)
         self.up = up
         self.squares: Tensor | None = None  # of a frozen layer's weights
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, out, H or 2H, W or 2W]`."""
-        style = self.affine(w) * self.gain  # [N, in]
+        style = self.affine(w)  # [N, in]
         squares = self.sum_squares() if self.squares is None else self.squares
-        demod = LRELU_GAIN * torch.rsqrt(style.square() @ squares + 1e-8)  # [N, out]
+        demod = torch.rsqrt(style.square() @ squares + 1e-8 / LRELU_GAIN**2)  # [N, out]
         x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight, padding=1)
         bias = self.bias.to(x.dtype).view(1, -1, 1, 1)
         # mul, add_: the backward of addcmul would copy the picture once more. Both stand before
@@ -484,8 +496,11 @@ class StyledConv(nn.Module):
         return activate(upsample(x) if self.up else x)
 
     def sum_squares(self) -> Tensor:
-        """Return the sum over the window of the squared weights, `[in, out]`."""
-        return self.weight.square().sum((2, 3)).t()
+        """Return the sum over the window of the squared weights, `[in, out]`.
+
+        They are divided by the square of the activation's gain, which demodulation thus brings in.
+        """
+        return self.weight.square().sum((2, 3)).t() / LRELU_GAIN**2
 
 
 class ToRGB(nn.Module):
@@ -493,14 +508,13 @@ class ToRGB(nn.Module):
 
     def __init__(self, in_channels: int, img_channels: int, w_dim: int) -> None:
         super().__init__()
-        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels))
         self.weight = nn.Parameter(torch.randn(img_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(img_channels))
-        self.gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H, W]`."""
-        style = self.affine(w) * self.gain
+        style = self.affine(w)
         # Weights for each sample: few numbers are scaled instead of all of x.
         weight = self.weight.flatten(1) * style[:, None]  # [N, img_channels, in]
         n, c, h, wide = x.shape
@@ -519,15 +533,15 @@ class ToPatches(nn.Module):
     def __init__(self, in_channels: int, img_channels: int, w_dim: int, patch: int) -> None:
         super().__init__()
         self.patch = patch
-        self.affine = EqualLinear(w_dim, in_channels, bias=1.0)
+        self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels * 9))
         self.weight = nn.Parameter(torch.randn(img_channels * patch**2, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(img_channels * patch**2))
-        self.gain = 1 / math.sqrt(in_channels * 9)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H·patch, W·patch]`."""
-        style = (self.affine(w) * self.gain).to(x.dtype)
+        style = self.affine(w).to(x.dtype)
         pixels = F.conv2d(x * style[:, :, None, None], self.weight, self.bias, padding=1)
+        pixels = pixels.contiguous()  # three channels are shuffled and added quicker plane by plane
         return smooth_patches(F.pixel_shuffle(pixels, self.patch), self.patch)
 
 
@@ -621,7 +635,7 @@ class Mapping(nn.Module):
     def __init__(self, z_dim: int, w_dim: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            EqualLinear(z_dim if i == 0 else w_dim, w_dim, lr_multiplier=0.01)
+            EqualLinear(z_dim if i == 0 else w_dim, w_dim, lr_multiplier=0.01, gain=LRELU_GAIN)
             for i in range(layers)
         )
 
@@ -629,7 +643,7 @@ class Mapping(nn.Module):
         """Map z `[N, z_dim]` to w `[N, w_dim]`."""
         w = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
         for layer in self.layers:
-            w = LRELU_GAIN * activate(layer(w))
+            w = activate(layer(w))
         return w
 
 
@@ -786,6 +800,8 @@ class Generator(
         for layer in self.modules():
             if isinstance(layer, StyledConv):
                 layer.squares = layer.sum_squares()
+            elif isinstance(layer, EqualLinear):
+                layer.scaled = layer.scale()
         return self
 
     @torch.no_grad()
@@ -850,7 +866,7 @@ class Discriminator(KaoganModel):
             }
         )
         self.conv = EqualConv2d(widths[0] + 1, widths[0], 3, act=True)
-        self.hidden = EqualLinear(widths[0] * base**2, widths[0])
+        self.hidden = EqualLinear(widths[0] * base**2, widths[0], gain=LRELU_GAIN)
         self.out = EqualLinear(widths[0], 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -860,7 +876,7 @@ class Discriminator(KaoganModel):
         for block in self.blocks.values():
             x = block(x)
         x = self.conv(self._append_deviation(x))
-        x = LRELU_GAIN * activate(self.hidden(x.flatten(1)))
+        x = activate(self.hidden(x.flatten(1)))
         return self.out(x).squeeze(1)
 
     @torch.no_grad()

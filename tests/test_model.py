@@ -223,7 +223,7 @@ def test_demodulation_equals_weights_modulated_per_sample(G):
     """The shared convolution equals the paper's: scale and normalise each sample's weights."""
     conv = G.blocks["8"].conv1
     x, w = torch.randn(2, 32, 8, 8), torch.randn(2, 24)
-    styles = conv.affine(w) * conv.gain
+    styles = conv.affine(w)
     expected = []
     for i in range(2):
         weight = conv.weight * styles[i].view(1, -1, 1, 1)
@@ -237,7 +237,7 @@ def test_a_picture_is_a_convolution_of_styled_features():
     torch.manual_seed(0)
     layer = ToRGB(16, 12, 8)
     x, w = torch.randn(3, 16, 8, 8).contiguous(memory_format=torch.channels_last), torch.randn(3, 8)
-    style = layer.affine(w) * layer.gain
+    style = layer.affine(w)
     expected = F.conv2d(x * style[:, :, None, None], layer.weight, layer.bias)
     torch.testing.assert_close(layer(x, w), expected, rtol=1e-4, atol=1e-5)
 

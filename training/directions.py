@@ -484,7 +484,9 @@ def style_weights(G: Generator) -> list[Tensor]:
     convolutions = []
     for block in G.blocks.values():
         convolutions += [conv for conv in (block.conv0, block.conv1) if conv is not None]
-    return [conv.affine.weight.detach() * conv.affine.weight_gain for conv in convolutions]
+    affines = [conv.affine for conv in convolutions]
+    # Without the gain of the convolution, which demodulation takes out again.
+    return [layer.weight.detach() * (layer.weight_gain / layer.gain) for layer in affines]
 
 
 def explore(
