@@ -22,9 +22,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from studio.doorway import Doorway
+from studio.drawing import TOGETHER
 from studio.faces import Studio, prepare_cpu
 from studio.match import prepare
 from studio.pictures import WALL_FACES
+from studio.sessions import SharedConfig
 from studio.tabs.about import About
 from studio.tabs.desk import QUIET, Desk
 from studio.tabs.keep import Keep
@@ -37,6 +39,9 @@ from studio.tabs.wall import Wall
 from studio.words import I18N, LANGUAGES, label
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Without these, Gradio makes a table of its last 10,000 events after each one, for nobody.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 ASSETS = Path(__file__).resolve().parent / "assets"
 THEME = gr.themes.Base(
     primary_hue="rose",
@@ -66,6 +71,7 @@ def build(studio: Studio) -> gr.Blocks:
             rooms, items = lay_out_tabs(desk)
         Programs(desk, rooms["morph"])
         wire(demo, desk, rooms, items)
+    demo.default_config = SharedConfig(demo)
     return demo
 
 
@@ -128,7 +134,10 @@ def main() -> int:
 
 def launch(demo: gr.Blocks, host: str | None, port: int | None) -> None:
     """Serve the page until it is stopped; to programs by MCP too, where gradio[mcp] is there."""
-    demo.queue(default_concurrency_limit=8, max_size=200).launch(
+    # Gradio tells everyone in the queue, at each step of it, how long it still is; once in five
+    # seconds is enough. 16 at once fill a shared forward.
+    queue = {"default_concurrency_limit": TOGETHER, "max_size": 200, "status_update_rate": 5}
+    demo.queue(**queue).launch(
         server_name=host,
         server_port=port,
         theme=THEME,

@@ -7,16 +7,17 @@ import hashlib
 import io
 import math
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, putchunk
 
 from studio.faces import Studio
 from studio.recipe import Recipe, RecipeError
 
-PNG_LEVEL = 2  # zlib; at 512 px 13 ms and 220 kB, where level 6 takes 47 ms for 190 kB
 PAGE_SIZE = 512  # px, the large face on the page
 WALL_FACES = 24
 SHEET_CELL = 192  # px, a face on the contact sheet
@@ -37,12 +38,28 @@ def enlarge(image: Image.Image, size: int) -> Image.Image:
 
 
 def png_bytes(image: Image.Image, text: dict[str, str]) -> bytes:
-    """Return a PNG that carries `text`."""
+    """Return a picture of mode L or RGB as a PNG that carries `text`.
+
+    Pillow tries every filter on every row; what the generator draws is smooth enough for one. At
+    512 px that takes 8 ms for 274 kB, where Pillow takes 17 ms for 269 kB and at its usual level
+    50 ms for 241 kB; most of a request was this.
+    """
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
-    data = io.BytesIO()
-    image.save(data, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
+    rows = np.asarray(image).reshape(image.height, -1)
+    # Each line starts with its filter; 2 is the difference to the line above.
+    lines = np.full((image.height, 1 + rows.shape[1]), 2, np.uint8)
+    lines[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
+    colours = {"L": 0, "RGB": 2}[image.mode]
+    data = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    data.seek(0, io.SEEK_END)
+    putchunk(data, b"IHDR", struct.pack(">2I5B", image.width, image.height, 8, colours, 0, 0, 0))
+    for name, value, _ in info.chunks:
+        putchunk(data, name, value)
+    putchunk(data, b"IDAT", zlib.compress(lines, 1))
+    putchunk(data, b"IEND")
     return data.getvalue()
 
 
