@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from model import SEED_MAX, ArticleGenerator, Discriminator, Generator, ModelErr
 from studio import faces
 from studio.__main__ import main
 from studio.faces import Studio, first_paragraph, to_uint8
-from studio.pictures import Album, Sheet, enlarge, to_image
+from studio.pictures import Album, Sheet, enlarge, png_bytes, to_image
 from studio.recipe import (
     Between,
     Edit,
@@ -537,3 +538,14 @@ def test_help_is_fast_and_names_every_option():
     for option in ("--seeds", "--recipe", "--psi", "--out", "--grid", "--edit", "--mix", "--vary",
                    "--between", "--batch-size", "--model", "--revision"):  # fmt: skip
         assert option in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_holds_the_very_pixels_and_its_text(mode: str):
+    shape = (17, 31) if mode == "L" else (17, 31, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    text = {"seed": "42", "name": "顔"}
+    read = Image.open(io.BytesIO(png_bytes(Image.fromarray(pixels), text)))
+    read.load()
+    assert (read.mode, read.text) == (mode, text)
+    assert (np.array(read) == pixels).all()
