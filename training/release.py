@@ -1,6 +1,7 @@
 """Bundle a run's networks with the page.
 
     python -m training.release runs/mine
+    python -m training.release runs/mine --soup assets/generator    # halfway to what it started from
 
 Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves by more than 1/255);
 in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw
@@ -101,15 +102,37 @@ def save_faces(G: Generator, path: Path) -> None:
             file.writestr(zipfile.ZipInfo(f"{seed:05}.webp"), buffer.getvalue())
 
 
+@torch.no_grad()
+def soup(G: Generator, other: Generator, share: float) -> Generator:
+    """Move a generator towards another by a share of the way, weight by weight.
+
+    Where one was trained on from the other, the networks in between are often better than both
+    (Wortsman et al. 2022, arXiv 2203.05482).
+
+    Raises:
+        ModelError: networks of other sizes.
+    """
+    theirs = other.state_dict()
+    if G.config != other.config:
+        raise ModelError("--soup takes a generator of the same sizes as the run's")
+    G.load_state_dict({k: torch.lerp(v, theirs[k], share) for k, v in G.state_dict().items()})
+    G.update_w_avg()
+    return G
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("--assets", type=Path, default=BUNDLED_FACES.parent)
+    parser.add_argument("--soup", help="folder of a generator to mix the weights with")
+    parser.add_argument("--share", type=float, default=0.5, help="of the way to it, 0 to 1")
     options = parser.parse_args()
     keep_freed_memory()
     try:
         G = Generator.from_pretrained(options.run / "generator")
+        if options.soup:
+            G = soup(G, Generator.from_pretrained(options.soup), options.share)
         store(G, options.assets / "generator")
         store(
             Discriminator.from_pretrained(options.run / "discriminator"),
