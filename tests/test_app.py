@@ -18,7 +18,6 @@ import gradio as gr
 import httpx
 import numpy as np
 import pytest
-from edits import save_generator
 from gradio.state_holder import SessionState
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -30,8 +29,6 @@ import app
 from model import SEED_MAX
 from studio.faces import Studio
 from studio.recipe import Edit, Mix, Recipe, recipe_from_png
-from studio.tabs.desk import Desk
-from studio.tabs.meet import Meet
 from studio.tabs.mix import SHEET, cross
 from studio.tabs.wall import Place
 from studio.words import LANGUAGES, TEXTS, language, nearest
@@ -261,29 +258,6 @@ def test_the_front_matter_is_what_a_space_takes():
     assert {values["colorFrom"], values["colorTo"]} <= colours
     assert len(values["short_description"]) <= 60
     assert values["license"] == "mit"
-
-
-def test_an_address_of_other_weights_is_drawn_with_those(studio: Studio, tmp_path, monkeypatch):
-    """Where the repository has them; finding them on the Hub is tested in test_hub.py."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    save_generator(tmp_path / "other", seed=5)
-    other = Studio.open(tmp_path / "other")
-    here = Studio.open(studio.source)
-    monkeypatch.setattr(
-        here, "open_revision", lambda rev, patience: other if rev == other.revision else None
-    )
-    with gr.Blocks():
-        desk = Desk(here)
-        meet = Meet(desk)
-    address = Recipe(42).query(other.revision)
-    shown, path, line, *_ = meet.all(*desk.find(address, gr.Request(headers={}, cookies={})))
-    assert shown == address
-    assert line == TEXTS["note.rev"]["en"]
-    assert apart(np.array(Image.open(path)), large(other, Recipe(42))) <= 2
-    unknown = address.replace(other.revision, "0" * 12)
-    recipe, line, album = desk.find(unknown, gr.Request(headers={}, cookies={}))
-    assert (recipe, album) == (Recipe(42), None)
-    assert "may differ" in line
 
 
 def test_sessions_share_what_gradio_would_describe_anew(studio: Studio, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edits import save_generator
+from hub_server import Hub
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -15,7 +17,16 @@ from studio.faces import Studio
 from studio.pictures import PAGE_SIZE
 from studio.recipe import Edit, Mix, Recipe, Vary, recipe_from_png
 from tests.browser import pixels
-from tests.visitor import apart, large, met, open_page, wait_for_face, watched
+from tests.visitor import (
+    apart,
+    free_port,
+    large,
+    met,
+    open_page,
+    serve,
+    wait_for_face,
+    watched,
+)
 
 FACE = "#face img"
 DROP = """async ([name, data]) => {
@@ -154,6 +165,37 @@ def test_an_address_round_trips_in_another_browser(browser, page: Page, url: str
         expect(other.locator('#edit-smile input[type="number"]')).to_have_value("1.5")
         expect(other.locator("#note")).to_be_hidden()
     elsewhere.close()
+
+
+def test_an_address_of_other_weights_is_drawn_with_those(browser, tmp_path: Path):
+    """The page of a repository, whose address names the weights of an older commit."""
+    with Hub() as hub:
+        repo, studios = hub.create("owner/faces"), []
+        for seed in (5, 6):
+            save_generator(tmp_path / str(seed), seed=seed)
+            files = {file.name: file.read_bytes() for file in (tmp_path / str(seed)).iterdir()}
+            hub.commit(repo, f"weights {seed}", files, ("model.safetensors",))
+            studios.append(Studio.open(tmp_path / str(seed)))
+        older, newest = studios
+        environment = {
+            "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        with (
+            serve("owner/faces", tmp_path, free_port(), **environment) as url,
+            watched(browser) as page,
+        ):
+            open_page(page, f"{url}/{Recipe(42).query(older.revision)}")
+            expect(page.locator("#note")).to_contain_text("the weights of this address")
+            wait_for_face(page, Recipe(42), older)
+            assert apart(pixels(page, FACE), large(older, Recipe(42))) <= 2
+            assert apart(pixels(page, FACE), large(newest, Recipe(42))) > 9
+            page.fill("#seed input", "43")  # from here on the page's own weights draw
+            wait_for_face(page, Recipe(43), newest)
+            assert apart(pixels(page, FACE), large(newest, Recipe(43))) <= 2
+            open_page(page, f"{url}/{Recipe(42).query('0' * 12)}")
+            expect(page.locator("#note")).to_contain_text("may differ")
+            wait_for_face(page, Recipe(42), newest)
 
 
 @pytest.mark.parametrize(

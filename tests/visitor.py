@@ -55,13 +55,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(generator: Path, cache: Path, port: int) -> Iterator[str]:
+def serve(generator: Path | str, cache: Path, port: int, **environment: str) -> Iterator[str]:
     """Run app.py with a cache of its own until it answers; no traceback may be in its log."""
     env = {
         **os.environ,
         "GRADIO_TEMP_DIR": str(cache),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        **environment,
     }
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "app.py", "--model", generator, "--host", "127.0.0.1"]
