@@ -123,7 +123,8 @@ class Studio:
         G = load_generator(target, revision=commit).freeze()
         weights = fetch_file(target, "", model.WEIGHTS_NAME, commit, sys.maxsize)
         card = weights.with_name("README.md")
-        source = "the bundled weights" if target == BUNDLED else str(target)
+        is_bundled = is_folder and Path(target).resolve() == BUNDLED
+        source = "the bundled weights" if is_bundled else str(target)
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         directions, why = find_directions(target, commit, G, digest)
         return cls(
@@ -145,9 +146,11 @@ class Studio:
     def about(self) -> str:
         """Say what is shown, as Markdown: the model card's first paragraph, then plain facts."""
         parameters = model.count_parameters(self.G) / 1e6
+        # A visitor need not know where on this machine a folder lies.
+        source = self.source if self.repo else Path(self.source.removesuffix("/generator")).name
         facts = (
-            f"{self.size}×{self.size} px · {parameters:.1f} million parameters · "
-            f"{self.source}, revision `{self.revision}`"
+            f"{self.size}×{self.size} px · {parameters:.3g} million parameters · "
+            f"{source}, revision `{self.revision}`"
         )
         if not self.G.num_ws:
             facts += " · no w: variety scales z, and faces cannot be mixed or edited"

@@ -32,11 +32,12 @@ PSI_LIMIT = 2.0  # |psi| beyond this leaves what a generator can draw
 MAX_SEEDS = 1_000_000  # seeds that one list may name
 SEED_RULE = f"a seed is a whole number from 0 to {SEED_MAX}"
 GROUPS = ("coarse", "middle", "fine")
-MAX_PARTS = 8  # entries of one list
+MAX_MIXES = 8
+MAX_EDITS = 48  # all sliders of a directions file at once
 MAX_EDIT = 10.0  # units of a slider; a directions file sets narrower ranges
 MAX_RADIUS = 2.0
 MAX_W_TEXT = 2732  # characters: 2,048 bytes in base64
-MAX_TEXT = 1024  # characters of any other part
+MAX_TEXT = 1024  # characters of any other part, so that an address stays one
 MAX_JSON = 8192  # bytes
 MAX_PNG = 10_000_000  # bytes
 PNG_HEAD = 256 * 1024  # bytes, of which the text before the pixels needs a few thousand
@@ -144,8 +145,7 @@ class Vary:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `5:0.3`."""
-        seed, _, radius = text.partition(":")
-        return cls(read_seed(seed), read_number(radius))
+        return cls(*read_pair(text))
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,7 @@ class Between:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `77:0.5`."""
-        seed, _, share = text.partition(":")
-        return cls(read_seed(seed), read_number(share))
+        return cls(*read_pair(text))
 
 
 RULES = {
@@ -193,7 +192,8 @@ class Recipe:
         seed: 0 … 2³²−1; a whole float (42.0, as forms and JSON may send it) becomes an int.
         psi: truncation, -2 … 2; 0 is the average face, 1 the untouched one.
         mix: at most 8; of several for one group the last one counts.
-        edits: at most 8; of several with one name the last one counts.
+        edits: at most 48, and 1,024 characters as text; of several with one name the last one
+            counts.
         vary, between: or None.
         w: a latent instead of the seed's, which then only names the face; psi acts on it too, so
             a latent that is to stay as it was found goes with psi 1.
@@ -210,8 +210,8 @@ class Recipe:
     w: str = ""
 
     def __post_init__(self) -> None:
-        mixes = {m.group: m for m in check_parts(self.mix, Mix, "mixes")}
-        edits = {e.name: e for e in check_parts(self.edits, Edit, "edits")}
+        mixes = {m.group: m for m in check_parts(self.mix, Mix, "mixes", MAX_MIXES)}
+        edits = {e.name: e for e in check_parts(self.edits, Edit, "edits", MAX_EDITS)}
         vary, between = check_part(self.vary, Vary), check_part(self.between, Between)
         values = {
             "seed": whole_seed(self.seed),
@@ -224,6 +224,8 @@ class Recipe:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if len(self.texts().get("edit", "")) > MAX_TEXT:
+            raise RecipeError(f"the edits of a recipe are at most {MAX_TEXT:,} characters long")
 
     def texts(self) -> dict[str, str]:
         """Return what addresses, PNGs and JSON share: names and short texts, defaults left out."""
@@ -321,12 +323,12 @@ def check_psi(psi: Any, low: float = -PSI_LIMIT, high: float = PSI_LIMIT) -> flo
     return check_number(psi, low, high, "psi is a number")
 
 
-def check_parts(parts: Any, kind: type, name: str) -> tuple[Any, ...]:
+def check_parts(parts: Any, kind: type, name: str, most: int) -> tuple[Any, ...]:
     """Return a short list of parts of one kind as a tuple, or raise RecipeError."""
     if not isinstance(parts, list | tuple) or not all(isinstance(part, kind) for part in parts):
         raise RecipeError(f"{name} are a list of {kind.__name__}")
-    if len(parts) > MAX_PARTS:
-        raise RecipeError(f"a recipe holds at most {MAX_PARTS} {name}, not {len(parts)}")
+    if len(parts) > most:
+        raise RecipeError(f"a recipe holds at most {most} {name}, not {len(parts)}")
     return tuple(parts)
 
 
@@ -373,6 +375,12 @@ def read_seed(text: str) -> int:
     return int(text)
 
 
+def read_pair(text: str) -> tuple[int, float]:
+    """Read a seed and a number, `5:0.3`."""
+    seed, _, number = text.partition(":")
+    return read_seed(seed), read_number(number)
+
+
 def read_part(name: str, text: Any) -> tuple[Any, bool]:
     """Read one part's text; return what of it can be used, and whether that is all."""
     if not isinstance(text, str) or len(text) > (MAX_W_TEXT if name == "w" else MAX_TEXT):
@@ -380,7 +388,8 @@ def read_part(name: str, text: Any) -> tuple[Any, bool]:
     if not text:
         return empty_part(name), True
     if name in ("mix", "edit"):
-        return read_parts(text, Mix.parse if name == "mix" else Edit.parse)
+        read_one, most = (Mix.parse, MAX_MIXES) if name == "mix" else (Edit.parse, MAX_EDITS)
+        return read_parts(text, read_one, most)
     read: dict[str, Callable[[str], Any]]
     read = {"vary": Vary.parse, "between": Between.parse, "w": check_w_text}
     try:
@@ -394,15 +403,19 @@ def empty_part(name: str) -> Any:
     return {"mix": (), "edit": (), "w": ""}.get(name)
 
 
-def read_parts(text: str, read: Callable[[str], Any]) -> tuple[tuple[Any, ...], bool]:
+def read_parts(text: str, read: Callable[[str], Any], most: int) -> tuple[tuple[Any, ...], bool]:
     """Read a list with commas; return its usable entries, and whether that is all."""
     entries = text.split(",")
     found = []
-    for entry in entries[:MAX_PARTS]:
+    length = -1  # of the entries as they will be written, maybe longer than they were typed
+    for entry in entries[:most]:
         try:
-            found.append(read(entry.strip()))
+            part = read(entry.strip())
         except RecipeError:
             continue
+        length += len(str(part)) + 1
+        if length <= MAX_TEXT:
+            found.append(part)
     return tuple(found), len(found) == len(entries)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pytest
 import torch
-from edits import SLIDERS, save_directions, save_generator
+from edits import SLIDERS, save_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,6 +37,7 @@ from studio.recipe import (
     recipe_from_png,
     recipe_from_query,
 )
+from tests.visitor import apart
 
 RICH = Recipe(
     42,
@@ -46,22 +47,6 @@ RICH = Recipe(
     vary=Vary(5, 0.3),
     between=Between(77, 0.5),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "generator"
-    save_directions(folder, save_generator(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def studio(folder: Path) -> Studio:
-    return Studio.open(folder)
-
-
-def apart(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def read_query(query: str) -> dict[str, str]:
@@ -95,7 +80,24 @@ def recipes(draw: st.DrawFn, studio: Studio | None = None) -> Recipe:
     )
 
 
+def many_edits(count: int, name: str = "slider") -> tuple[Edit, ...]:
+    return tuple(Edit(f"{name}-{n}", -1.25) for n in range(count))
+
+
 # Texts
+
+
+def test_all_sliders_at_once_fit_into_an_address():
+    recipe = Recipe(1, edits=(*many_edits(46), Edit("hair", "#3fa34d"), Edit("eyes", "#112233")))
+    assert recipe_from_query(read_query(recipe.query()), 0) == (recipe, "")
+    assert Recipe.from_json(json.dumps(recipe.to_json())) == recipe
+    assert len(recipe.query()) < 1024
+
+
+@given(st.lists(st.from_regex(r"[a-f]{1,20}:-?\.[0-9]{1,20}", fullmatch=True), max_size=60))
+def test_edits_that_were_read_fit_into_an_address_again(entries: list[str]):
+    recipe, _ = recipe_from_query({"seed": "1", "edit": ",".join(entries)[:1024]}, 0)
+    assert recipe_from_query(read_query(recipe.query()), 0) == (recipe, "")
 
 
 def test_the_address_of_a_rich_recipe_is_short():
@@ -153,6 +155,8 @@ def test_recipes_come_back_from_addresses_pngs_and_json_to_the_same_pixels(studi
         (lambda: Vary(1, 2.1), "the radius of a variation is a number from 0 to 2"),
         (lambda: Between(1, -0.1), "the share of a way is a number from 0 to 1"),
         (lambda: Recipe(1, mix=(Mix(1, "fine"),) * 9), "at most 8 mixes, not 9"),
+        (lambda: Recipe(1, edits=(Edit("smile", 1),) * 49), "at most 48 edits, not 49"),
+        (lambda: Recipe(1, edits=many_edits(48, "a-rather-long-name")), "at most 1,024 characters"),
         (lambda: Recipe(1, edits=("smile",)), "edits are a list of Edit"),
         (lambda: Recipe(1, vary=0.3), "vary is a Vary or None"),
         (lambda: Recipe(1, w="<script>"), "w is at most 2,732 letters"),
@@ -534,8 +538,8 @@ def test_layer_groups_cover_all_layers(resolution: int, levels: int, ends: tuple
     assert ends[-1] == G.num_ws
 
 
-def test_requests_that_wait_together_share_a_forward(folder: Path):
-    studio = Studio.open(folder)
+def test_requests_that_wait_together_share_a_forward(generator_dir: Path):
+    studio = Studio.open(generator_dir)
     wanted = studio.draw(range(40))
     gate = threading.Event()
     studio.drawing._thread.submit(gate.wait)  # the drawing thread is busy
@@ -555,8 +559,8 @@ def test_requests_that_wait_together_share_a_forward(folder: Path):
     assert studio.drawing.forwards - forwards == 3  # 16 + 16 + 8
 
 
-def test_a_fault_in_one_request_does_not_touch_its_company(folder: Path):
-    studio = Studio.open(folder)
+def test_a_fault_in_one_request_does_not_touch_its_company(generator_dir: Path):
+    studio = Studio.open(generator_dir)
     gate = threading.Event()
     studio.drawing._thread.submit(gate.wait)
     good = studio.drawing.submit(1, lambda: studio._latents([Recipe(3)]))

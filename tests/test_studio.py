@@ -9,11 +9,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import edits
 import numpy as np
 import pytest
 import torch
-from edits import save_directions
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,17 +36,15 @@ from studio.recipe import (
     recipe_from_png,
     recipe_from_query,
 )
+from tests.visitor import apart
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANNELS = (32, 32, 16, 16)
 
 
-def save_generator(folder: Path, **options) -> Path:
-    """Save a small random generator whose average face is known."""
-    torch.manual_seed(0)
-    G = Generator(**{"resolution": 32, "channels": CHANNELS, **options})
-    G.update_w_avg(256)
-    G.save_pretrained(folder)
+def save_generator(folder: Path, **options: Any) -> Path:
+    """Save a random generator of 32 px and return its folder."""
+    edits.save_generator(folder, **{"resolution": 32, "channels": CHANNELS, **options})
     return folder
 
 
@@ -57,11 +56,6 @@ def generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def studio(generator_dir: Path) -> Studio:
     return Studio.open(generator_dir)
-
-
-def apart(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the largest difference of two uint8 pictures."""
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 # Drawing
@@ -174,7 +168,9 @@ def test_revision_and_about(tmp_path: Path):
     )
     assert sums.stdout.startswith(studio.revision)
     assert len(studio.revision) == 12
-    assert studio.about().startswith("Faces of dots.\n\n32×32 px · 0.1 million parameters")
+    assert studio.about().startswith("Faces of dots.\n\n32×32 px · 0.044 million parameters · ")
+    assert str(tmp_path) not in studio.about()
+    assert tmp_path.name in studio.about()
     assert studio.revision in studio.about()
     assert studio.notice == ""
 
@@ -427,8 +423,8 @@ SHAPED = ["--edit", "smile=1.5", "--edit", "hair=#3fa34d", "--mix", "77@middle",
 
 
 def test_the_command_shapes_faces_and_draws_them_again(tmp_path: Path, capsys):
-    folder = save_generator(tmp_path / "generator", z_dim=16, w_dim=12)
-    save_directions(folder, Generator.from_pretrained(folder))
+    folder = save_generator(tmp_path / "generator")
+    edits.save_directions(folder, Generator.from_pretrained(folder))
     studio = Studio.open(folder)
     out, model = tmp_path / "out", ["--model", str(folder)]
     grid = ["--grid", str(tmp_path / "grid.png")]
