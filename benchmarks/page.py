@@ -163,7 +163,7 @@ def gain_of_sharing(callers: int = 16) -> dict:
 def speed_of_films(turns: int = 3) -> dict:
     """Draw and write a film of three faces; return frames a second, medians of some turns."""
     from studio.faces import Studio, prepare_cpu
-    from studio.morph import frames, write_mp4
+    from studio.morph import frames, write_film
     from studio.recipe import Recipe
 
     prepare_cpu()
@@ -175,7 +175,7 @@ def speed_of_films(turns: int = 3) -> dict:
             start = time.perf_counter()
             count = sum(1 for _ in frames(studio, faces, seconds=1, fps=60))
             drawn = time.perf_counter()
-            write_mp4(path, studio, faces, seconds=1, fps=60)
+            write_film(path, studio, faces, seconds=1, fps=60)
             written = time.perf_counter()
             if turn:  # the first one warms up
                 rates["drawn"].append(count / (drawn - start))

@@ -1,8 +1,8 @@
 """Faces that turn into each other: recipes → frames → MP4 or animated WebP.
 
-from studio.morph import frames, write_mp4
+from studio.morph import frames, write_film
 
-write_mp4("walk.mp4", studio, [Recipe(42), Recipe(77), Recipe(9)], seconds=2, fps=30)
+write_film("walk.mp4", studio, [Recipe(42), Recipe(77), Recipe(9)], seconds=2, fps=30)
 """
 
 from __future__ import annotations
@@ -168,40 +168,52 @@ def frames(
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is written."""
+    """How one kind of file is written, and what is usual for it."""
 
     container: str
     codec: str
     options: dict[str, str]  # of the codec
-    container_options: dict[str, str]
+    fps: int
+    size: int  # px
+
+    def container_options(self, loop: bool) -> dict[str, str]:
+        """Return options of the container: how often it plays, or that its index comes first."""
+        return {"loop": "0" if loop else "1"} if self.container == "webp" else MP4_OPTIONS
 
 
-# High profile in yuv420p is what every browser plays; the index comes first (faststart), so that
-# playing starts before the file is there. crf 20 is visually clean on flat colours.
-MP4 = Format("mp4", "libx264", {"crf": "20", "preset": "veryfast"}, {"movflags": "+faststart"})
-# Method 2 of 6 rather than the usual 4: a visitor waits for it.
-WEBP = Format("webp", "libwebp_anim", {"quality": "80", "compression_level": "2"}, {})
+FORMATS = {
+    # High profile in yuv420p is what every browser plays. crf 20 is visually clean on flat colours.
+    ".mp4": Format("mp4", "libx264", {"crf": "20", "preset": "veryfast"}, fps=30, size=512),
+    # A WebP holds each frame for itself, and browsers show at most 50 of them a second: smaller and
+    # slower. Method 2 of 6 rather than the usual 4: a visitor waits for it.
+    ".webp": Format(
+        "webp", "libwebp_anim", {"quality": "80", "compression_level": "2"}, fps=25, size=256
+    ),
+}
+MP4_OPTIONS = {"movflags": "+faststart"}  # playing starts before the file is there
 
 
-def write_mp4(
+def write_film(
     path: str | Path,
     studio: Studio,
     recipes: Sequence[Recipe],
     *,
     seconds: float = 2.0,
-    fps: int = 30,
+    fps: int | None = None,
     loop: bool = True,
     spherical: bool = False,
-    size: int = 512,
+    size: int | None = None,
     progress: Progress | None = None,
     stop: Event | None = None,
 ) -> None:
-    """Write a walk as an H.264 MP4 that browsers play; its comment holds the recipes as JSON.
+    """Write a walk as a film whose comment holds the recipes as JSON.
 
     Args:
-        path: the file; it appears whole or not at all.
-        seconds, fps, loop, spherical: as `Walk` takes them.
-        size: width and height in px, even, 16 … 1024.
+        path: the file, an H.264 .mp4 that browsers play, or an animated .webp, which repeats for
+            ever if it loops; it appears whole or not at all.
+        seconds, fps, loop, spherical: as `Walk` takes them; 30 frames a second for an MP4, 25 for
+            a WebP.
+        size: width and height in px, even, 16 … 1024; usually 512 for an MP4, 256 for a WebP.
         progress: called with the share that is done, 0 … 1.
         stop: ends the work within a fraction of a second once it is set.
     Raises:
@@ -209,32 +221,26 @@ def write_mp4(
         Stopped: `stop` was set.
         OSError: the file cannot be written.
     """
+    path = Path(path)
+    form = FORMATS.get(path.suffix)
+    if form is None:
+        raise RecipeError(f"a film is written as {' or '.join(FORMATS)}, not {path.suffix!r:.20}")
+    size = form.size if size is None else size
+    if check_number(size, 16, MOST_SIZE, "the width of a morph is a number of px") % 2:
+        raise RecipeError(f"the width of a morph is an even number of px, not {size!r:.20}")
+    fps = form.fps if fps is None else fps
     walk = Walk(tuple(recipes), seconds, fps, loop, spherical)
-    _write(Path(path), studio, walk, MP4, size, progress, stop)
-
-
-def write_webp(
-    path: str | Path,
-    studio: Studio,
-    recipes: Sequence[Recipe],
-    *,
-    seconds: float = 2.0,
-    fps: int = 25,
-    loop: bool = True,
-    spherical: bool = False,
-    size: int = 256,
-    progress: Progress | None = None,
-    stop: Event | None = None,
-) -> None:
-    """Write a walk as an animated WebP, which repeats for ever if it loops; else as `write_mp4`.
-
-    Smaller and slower by default: a WebP holds each frame for itself,
-    and browsers show at most 50 of them a second.
-    """
-    walk = Walk(tuple(recipes), seconds, fps, loop, spherical)
-    times = {"loop": "0" if loop else "1"}
-    form = Format(WEBP.container, WEBP.codec, WEBP.options, times)
-    _write(Path(path), studio, walk, form, size, progress, stop)
+    for recipe in walk.recipes:
+        studio.check(recipe)
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    options = form.container_options(loop)
+    try:
+        with av.open(str(part), "w", format=form.container, options=options) as file:
+            file.metadata.update(describe(studio, walk))
+            _encode(file, draw_walk(studio, walk), len(walk), walk.fps, form, size, progress, stop)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def describe(studio: Studio, walk: Walk) -> dict[str, str]:
@@ -249,30 +255,6 @@ def describe(studio: Studio, walk: Walk) -> dict[str, str]:
     }
     seeds = ", ".join(str(recipe.seed) for recipe in walk.recipes)
     return {"title": f"Kaogan {seeds}", "comment": json.dumps(comment)}
-
-
-def _write(
-    path: Path,
-    studio: Studio,
-    walk: Walk,
-    form: Format,
-    size: int,
-    progress: Progress | None,
-    stop: Event | None,
-) -> None:
-    """Write a file under another name and rename it when it is whole."""
-    if check_number(size, 16, MOST_SIZE, "the width of a morph is a number of px") % 2:
-        raise RecipeError(f"the width of a morph is an even number of px, not {size!r:.20}")
-    for recipe in walk.recipes:
-        studio.check(recipe)
-    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
-    try:
-        with av.open(str(part), "w", format=form.container, options=form.container_options) as file:
-            file.metadata.update(describe(studio, walk))
-            _encode(file, draw_walk(studio, walk), len(walk), walk.fps, form, size, progress, stop)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _encode(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from model import ArticleGenerator, Generator
 from studio.faces import Studio
-from studio.morph import Stopped, Walk, frames, write_mp4, write_webp
+from studio.morph import FORMATS, Stopped, Walk, frames, write_film
 from studio.recipe import Edit, Mix, Recipe, RecipeError
 
 THREE = (Recipe(1), Recipe(2, 0.5), Recipe(3, mix=(Mix(9, "coarse"),)))
@@ -70,7 +70,7 @@ def test_a_generator_without_w_walks_between_seeds_only():
 
 def test_an_mp4_plays_what_was_drawn_and_carries_its_recipes(studio, tmp_path):
     path, shares = tmp_path / "walk.mp4", []
-    write_mp4(path, studio, THREE, seconds=0.5, fps=20, size=128, progress=shares.append)
+    write_film(path, studio, THREE, seconds=0.5, fps=20, size=128, progress=shares.append)
     pictures, metadata, facts = read_mp4(path)
     assert facts == ("h264", "yuv420p", 20)
     assert pictures.shape == (30, 128, 128, 3)
@@ -89,7 +89,7 @@ def test_an_mp4_plays_what_was_drawn_and_carries_its_recipes(studio, tmp_path):
 @pytest.mark.parametrize(("loop", "repeats"), [(True, 0), (False, 1)])
 def test_an_animated_webp(studio, tmp_path, loop, repeats):
     path = tmp_path / "walk.webp"
-    write_webp(path, studio, THREE[:2], seconds=0.4, fps=20, size=64, loop=loop)
+    write_film(path, studio, THREE[:2], seconds=0.4, fps=20, size=64, loop=loop)
     with Image.open(path) as image:
         assert image.format == "WEBP"
         assert (image.size, image.n_frames) == ((64, 64), 16 if loop else 9)
@@ -99,14 +99,14 @@ def test_an_animated_webp(studio, tmp_path, loop, repeats):
 def test_grey_faces_too(tmp_path):
     G = Generator(16, (16, 16, 16), z_dim=8, w_dim=8, img_channels=1).eval()
     studio = Studio(G, source="", revision="")
-    write_mp4(tmp_path / "grey.mp4", studio, THREE[:2], seconds=0.2, fps=10, size=32)
+    write_film(tmp_path / "grey.mp4", studio, THREE[:2], seconds=0.2, fps=10, size=32)
     pictures, _, _ = read_mp4(tmp_path / "grey.mp4")
     assert pictures.shape == (4, 32, 32, 3)
     assert np.ptp(pictures.astype(int), axis=3).max() <= 6
 
 
-@pytest.mark.parametrize("write", [write_mp4, write_webp])
-def test_a_stopped_film_leaves_nothing(studio, tmp_path, write):
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_stopped_film_leaves_nothing(studio, tmp_path, suffix):
     stop, shares = threading.Event(), []
 
     def progress(share: float) -> None:
@@ -115,7 +115,8 @@ def test_a_stopped_film_leaves_nothing(studio, tmp_path, write):
             stop.set()
 
     with pytest.raises(Stopped):
-        write(tmp_path / "walk", studio, THREE, seconds=5, size=64, progress=progress, stop=stop)
+        path = tmp_path / f"walk{suffix}"
+        write_film(path, studio, THREE, seconds=5, size=64, progress=progress, stop=stop)
     assert max(shares) < 0.15
     assert list(tmp_path.iterdir()) == []
 
@@ -128,11 +129,11 @@ def test_an_older_film_stays_where_a_new_one_fails(studio, tmp_path):
         raise RuntimeError("full")
 
     with pytest.raises(RuntimeError, match="full"):
-        write_mp4(path, studio, THREE, seconds=0.2, size=64, progress=fail)
+        write_film(path, studio, THREE, seconds=0.2, size=64, progress=fail)
     assert path.read_bytes() == b"older"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="No such file"):
-        write_mp4(tmp_path / "nowhere" / "walk.mp4", studio, THREE, seconds=0.2, size=64)
+        write_film(tmp_path / "nowhere" / "walk.mp4", studio, THREE, seconds=0.2, size=64)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +153,13 @@ def test_an_older_film_stays_where_a_new_one_fails(studio, tmp_path):
 def test_what_cannot_be_walked_is_said_at_once(studio, tmp_path, change, says):
     arguments = {"recipes": THREE, **change}
     with pytest.raises(RecipeError, match=says):
-        write_mp4(tmp_path / "walk.mp4", studio, **arguments)
+        write_film(tmp_path / "walk.mp4", studio, **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_of_another_kind_is_refused(studio, tmp_path):
+    with pytest.raises(RecipeError, match=r"written as \.mp4 or \.webp, not '\.gif'"):
+        write_film(tmp_path / "walk.gif", studio, THREE)
 
 
 def test_a_walk_knows_its_length():

@@ -17,7 +17,7 @@ import gradio as gr
 from studio.faces import Studio
 from studio.pictures import Album
 from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, recipe_from_query
-from studio.words import language, say
+from studio.words import label, language, say
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
 MAX_ADDRESS = 8192
@@ -181,6 +181,21 @@ class Desk:
     def go(self, tab: str) -> Any:
         """Turn to a tab."""
         return gr.Tabs(selected=tab)
+
+
+def faces_gallery(name: str, elem_id: str, columns: int) -> gr.Gallery:
+    """Return a gallery of small faces to choose from; `name` is the key of its label."""
+    return gr.Gallery(
+        label=label(name),
+        columns=columns,
+        format="png",
+        show_label=False,
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="faces",
+    )
 
 
 def busy_on(component: Any) -> dict[str, Any]:

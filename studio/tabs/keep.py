@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.pictures import contact_sheet, save_png
 from studio.recipe import RecipeError
-from studio.tabs.desk import MAX_KEPT, MAX_NAME, QUIET, Desk, busy_on, fault
+from studio.tabs.desk import MAX_KEPT, MAX_NAME, QUIET, Desk, busy_on, faces_gallery, fault
 from studio.words import label, say
 
 FORMAT = "kaogan-favourites-1"
@@ -30,17 +30,7 @@ class Keep:
         gr.HTML(label("keep.intro"), elem_classes="lead")
         self.note = gr.Markdown(elem_id="keep-note", elem_classes="line")
         self.empty = gr.HTML(label("keep.empty"), elem_id="keep-empty", elem_classes="empty")
-        self.kept = gr.Gallery(
-            label=label("tab.keep"),
-            columns=6,
-            format="png",
-            show_label=False,
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="kept",
-            elem_classes="faces",
-        )
+        self.kept = faces_gallery("tab.keep", "kept", 6)
         with gr.Row(elem_id="chosen", visible=False) as self.panel:
             self.name = gr.Textbox(
                 label=label("keep.name"), max_lines=1, max_length=MAX_NAME, elem_id="keep-name",

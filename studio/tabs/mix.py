@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 
 from studio.recipe import DEFAULT_PSI, Between, Mix, Recipe, RecipeError
-from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, fault
+from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, fault
 from studio.words import label, say
 
 # What each place of the sheet takes from B; places opposite each other complete each other.
@@ -61,17 +61,7 @@ class MixTab:
                     )
                 self.note = gr.Markdown(elem_id="mix-note", elem_classes="line")
             with gr.Column(elem_id="crossings", min_width=300):
-                self.sheet = gr.Gallery(
-                    label=label("tab.mix"),
-                    columns=3,
-                    format="png",
-                    show_label=False,
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="sheet",
-                    elem_classes="faces",
-                )
+                self.sheet = faces_gallery("tab.mix", "sheet", 3)
         pictures = [slot["face"] for slot in self.slots]
         seeds = [slot["seed"] for slot in self.slots]
         self.shown = [desk.mix_place, self.sheet, *pictures, *seeds, self.note]

@@ -15,15 +15,15 @@ from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
-from studio.morph import Stopped, write_mp4, write_webp
+from studio.morph import Stopped, write_film
 from studio.pictures import refresh
 from studio.recipe import Recipe, RecipeError, parse_seeds
-from studio.tabs.desk import LIVE, QUIET, Desk, dice, fault
+from studio.tabs.desk import LIVE, QUIET, Desk, dice, faces_gallery, fault
 from studio.words import label, say
 
 MOST, FEWEST = 8, 2  # faces
 SECONDS = (0.5, 5.0, 2.0)  # a leg: shortest, longest, usual
-WRITERS = {"mp4": write_mp4, "webp": write_webp}
+KINDS = ("mp4", "webp")
 POLL_SECONDS = 0.2
 SETTLE = "(rest) => window.kaogan.settle('morph', rest)"
 
@@ -46,17 +46,7 @@ class MorphTab:
     def _lay_out_strip(self) -> None:
         """Place the chosen faces and what adds to them."""
         self.empty = gr.HTML(label("morph.empty"), elem_id="morph-empty", elem_classes="empty")
-        self.strip = gr.Gallery(
-            label=label("morph.strip"),
-            columns=4,
-            format="png",
-            show_label=False,
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="strip",
-            elem_classes="faces",
-        )
+        self.strip = faces_gallery("morph.strip", "strip", 4)
         with gr.Row(elem_id="morph-add-seeds"):
             self.seeds = gr.Textbox(
                 label=label("morph.seeds"),
@@ -210,7 +200,7 @@ class MorphTab:
         if len(recipes) < FEWEST:
             yield "", gr.skip(), say(request, "morph.few")
             return
-        kind = kind if kind in WRITERS else "mp4"
+        kind = kind if kind in KINDS else "mp4"
         seconds = min(max(float(seconds or SECONDS[2]), SECONDS[0]), SECONDS[1])
         reached = [0.0]
         with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
@@ -247,7 +237,7 @@ class MorphTab:
         if not refresh(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             report = partial(reached.__setitem__, 0) if reached else None
-            WRITERS[kind](
+            write_film(
                 path, self.desk.studio, recipes,
                 seconds=seconds, loop=loop, progress=report, stop=stop,
             )  # fmt: skip

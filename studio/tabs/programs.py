@@ -13,7 +13,7 @@ from studio.pictures import WALL_FACES
 from studio.recipe import Recipe, RecipeError, parse_seeds
 from studio.tabs.desk import Desk, api_errors
 from studio.tabs.mix import SHEET, cross
-from studio.tabs.morph import FEWEST, MOST, SECONDS, MorphTab
+from studio.tabs.morph import FEWEST, KINDS, MOST, SECONDS, MorphTab
 
 MATCH_LIMIT = (2.0, 30.0)  # seconds
 
@@ -104,8 +104,8 @@ class Programs:
             if not FEWEST <= len(recipes) <= MOST:
                 raise RecipeError(f"a film has {FEWEST} to {MOST} faces")
             check_between(seconds, *SECONDS[:2], "seconds")
-            if kind not in ("mp4", "webp"):
-                raise RecipeError("kind is mp4 or webp")
+            if kind not in KINDS:
+                raise RecipeError(f"kind is {' or '.join(KINDS)}")
             return self.morph_tab.write(recipes, float(seconds), bool(loop), kind)
 
     def match(self, image: str, seconds: float = 15) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from model import SEED_MAX
 from studio.best import best_of
 from studio.pictures import WALL_FACES
 from studio.recipe import DEFAULT_PSI, Recipe, Vary, psi_text
-from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, slide
+from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, slide
 from studio.words import label, say
 
 BEST_OF = 4  # candidates for each place; the discriminator keeps one
@@ -105,17 +105,7 @@ class Wall:
                 label("wall.leave"), size="sm", elem_id="wall-leave", min_width=80
             )
         self.note = gr.Markdown(elem_id="wall-note", elem_classes="line")
-        self.wall = gr.Gallery(
-            label=label("tab.wall"),
-            columns=6,
-            format="png",
-            show_label=False,
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            elem_id="wall",
-            elem_classes="faces",
-        )
+        self.wall = faces_gallery("tab.wall", "wall", 6)
         with gr.Row(elem_id="turn"):
             self.back = gr.Button(label("wall.back"), elem_id="wall-back", min_width=80)
             self.more = gr.Button(
