@@ -59,11 +59,12 @@ TABS = {
     "keep": Keep,
     "about": About,
 }
+NEED_W = ("mix", "match")  # tabs that a generator without w cannot fill
 OPEN_TAB = "() => window.kaogan.open('{tab}')"
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """Make the page of one generator."""
+def build(studio: Studio) -> tuple[gr.Blocks, Desk]:
+    """Make the page of one generator; return it and what its tabs share."""
     with gr.Blocks(title="Kaogan", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
         desk = Desk(studio)
         lay_out_head(studio)
@@ -72,7 +73,7 @@ def build(studio: Studio) -> gr.Blocks:
         Programs(desk, rooms["morph"])
         wire(demo, desk, rooms, items)
     demo.default_config = SharedConfig(demo)
-    return demo
+    return demo, desk
 
 
 def lay_out_head(studio: Studio) -> None:
@@ -92,8 +93,11 @@ def lay_out_tabs(desk: Desk) -> tuple[dict[str, Any], dict[str, gr.Tab]]:
     """Place all tabs; return what is on them and their buttons, both by name."""
     rooms, items = {}, {}
     for name, room in TABS.items():
+        if name in NEED_W and not desk.studio.G.num_ws:
+            continue
         with gr.Tab(label(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as items[name]:
             rooms[name] = room(desk)
+    desk.names = tuple(rooms)
     return rooms, items
 
 
@@ -104,9 +108,10 @@ def wire(demo: gr.Blocks, desk: Desk, rooms: dict[str, Any], items: dict[str, gr
         item.select(None, None, None, js=OPEN_TAB.format(tab=name), **QUIET)
     meet.wire()
     rooms["wall"].wire(meet.like, items["wall"])
-    rooms["mix"].wire(meet.mix, items["mix"])
     rooms["morph"].wire(meet.morph, items["morph"])
-    rooms["match"].wire()
+    if desk.studio.G.num_ws:
+        rooms["mix"].wire(meet.mix, items["mix"])
+        rooms["match"].wire()
     rooms["keep"].wire(meet.heart, meet.note, items["keep"])
     demo.load(desk.open, None, [desk.tabs, *desk.places, *desk.meet_outputs], **QUIET)
 
@@ -125,14 +130,14 @@ def main() -> int:
         studio.draw(range(WALL_FACES))  # the first forward is slow; no visitor should wait for it
         if studio.G.num_ws:  # what a match must know; while the first visitors look at faces
             threading.Thread(target=prepare, args=(studio,), daemon=True).start()
-        launch(build(studio), args.host, args.port)
+        launch(*build(studio), args.host, args.port)
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def launch(demo: gr.Blocks, host: str | None, port: int | None) -> None:
+def launch(demo: gr.Blocks, desk: Desk, host: str | None, port: int | None) -> None:
     """Serve the page until it is stopped; to programs by MCP too, where gradio[mcp] is there."""
     # Gradio tells everyone in the queue, at each step of it, how long it still is; once in five
     # seconds is enough. 16 at once fill a shared forward.
@@ -144,7 +149,7 @@ def launch(demo: gr.Blocks, host: str | None, port: int | None) -> None:
         css_paths=ASSETS / "style.css",
         js=(ASSETS / "page.js").read_text(encoding="utf-8"),
         i18n=I18N,
-        app_kwargs={"middleware": [Middleware(Doorway)]},
+        app_kwargs={"middleware": [Middleware(Doorway, draw=desk.preview)]},
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api"],
         run_history=False,

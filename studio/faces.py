@@ -38,9 +38,8 @@ from studio.revisions import PATIENCE, Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
-
-
 NO_DIRECTIONS = "These weights have no directions file, so there are no sliders by name."
+NO_W = "These weights have no w, so there are no sliders by name."
 
 
 class Studio:
@@ -323,7 +322,7 @@ def find_directions(
         G, digest: the generator, and the SHA-256 of its weights.
     """
     if not G.num_ws:
-        return None, "These weights have no w, so there are no sliders by name."
+        return None, NO_W
     if Path(target).is_dir() and not (Path(target) / model.DIRECTIONS_NAME).is_file():
         return None, NO_DIRECTIONS
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -22,11 +23,11 @@ from gradio.state_holder import SessionState
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from mcp import ClientSession
-from mcp.client.streamable_http import streamablehttp_client
+from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
 import app
-from model import SEED_MAX
+from model import SEED_MAX, ArticleGenerator
 from studio.faces import Studio
 from studio.recipe import Edit, Mix, Recipe, recipe_from_png
 from studio.tabs.mix import SHEET, cross
@@ -146,7 +147,7 @@ def test_generate_is_strict_with_the_rest_of_a_recipe(client: Client, text: str)
 async def use_tools(url: str) -> tuple[dict[str, dict], list, str]:
     """Return the tools that a client of MCP sees, what /generate answers it, and a refusal."""
     async with (
-        streamablehttp_client(f"{url}/gradio_api/mcp/") as (answers, questions, _),
+        streamable_http_client(f"{url}/gradio_api/mcp/") as (answers, questions, _),
         ClientSession(answers, questions) as session,
     ):
         await session.initialize()
@@ -178,7 +179,27 @@ def test_the_page_names_itself_to_link_previews(url: str):
     assert page.count("og:description") == 1
     assert TEXTS["intro.line"]["ja"] in httpx.get(url, headers={"Accept-Language": "ja-JP"}).text
     hostile = httpx.get(f'{url}/?seed="><script>alert(1)</script>').text
-    assert "alert(1)" not in hostile
+    assert "alert(1)</script>" not in hostile
+    strange = httpx.get(url, headers={"Host": 'x"><b>'}).text
+    assert "og:image" not in strange
+    assert "<b>" not in strange
+
+
+def test_a_link_preview_shows_the_face_of_the_address(url: str, studio: Studio):
+    def picture(address: str, **headers: str) -> str:
+        page = httpx.get(address, headers=headers).text
+        return html.unescape(re.search('"og:image" content="([^"]*)"', page)[1])
+
+    recipe = Recipe(42, 0.5, mix=(Mix(7, "fine"),), edits=(Edit("smile", 1.5),))
+    answer = httpx.get(picture(url + "/" + recipe.query(studio.revision))).raise_for_status()
+    assert answer.headers["content-type"] == "image/png"
+    drawn = Image.open(io.BytesIO(answer.content))
+    assert apart(np.array(drawn), large(studio, recipe)) <= 2
+    assert httpx.get(picture(url)).content == httpx.get(f"{url}/preview.png").content
+    for broken in ("seed=banana", "seed=1&mix=%3Cb%3E", "w=" + "A" * 9000):
+        assert httpx.get(f"{url}/preview.png?{broken}").headers["content-type"] == "image/png"
+    behind = picture(url, **{"X-Forwarded-Proto": "https", "Host": "owner-kaogan.hf.space"})
+    assert behind == "https://owner-kaogan.hf.space/preview.png?seed=9"
 
 
 def test_nothing_on_the_page_is_public_but_the_named_calls(url: str):
@@ -262,7 +283,7 @@ def test_the_front_matter_is_what_a_space_takes():
 
 def test_sessions_share_what_gradio_would_describe_anew(studio: Studio, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo = app.build(studio)
+    demo, _ = app.build(studio)
     described = SessionState(demo).config_values
     plain = copy(demo.default_config).__class__.__mro__[1].config_for_block
     assert len(described) > 100
@@ -287,7 +308,7 @@ def test_a_notice_stands_on_the_page(generator_dir: Path, tmp_path: Path, monkey
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     studio = Studio.open(generator_dir)
     studio.notice = "Other weights than asked are shown."
-    shown = [c.get("props", {}).get("value") for c in app.build(studio).config["components"]]
+    shown = [c.get("props", {}).get("value") for c in app.build(studio)[0].config["components"]]
     assert studio.notice in shown
 
 
@@ -295,10 +316,24 @@ def test_weights_without_sliders_say_why(generator_dir: Path, tmp_path: Path, mo
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     studio = Studio.open(generator_dir)
     studio.directions, studio.directions_notice = None, "There are no sliders, because."
-    config = app.build(studio).config
+    config = app.build(studio)[0].config
     assert studio.directions_notice in json.dumps(config, default=str)
     ids = [c.get("props", {}).get("elem_id") or "" for c in config["components"]]
     assert not [name for name in ids if name.startswith("edit-")]
+
+
+def test_weights_without_w_show_no_tab_that_needs_it(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    demo, desk = app.build(Studio(ArticleGenerator(z_dim=4).eval(), source="x", revision="0"))
+    props = [c.get("props", {}) for c in demo.config["components"]]
+    ids = {p.get("elem_id"): p.get("visible", True) for p in props}
+    assert desk.names == ("meet", "wall", "morph", "keep", "about")
+    assert not {"tab-mix", "tab-match", "mix-roll", "match-go"} & set(ids)
+    assert (ids["like"], ids["to-mix"], ids["to-morph"]) == (False, False, True)
+    assert "meet.no-w" in json.dumps(demo.config, default=str)
+    request = gr.Request(headers={}, cookies={}, query_params={"seed": "5", "tab": "mix"})
+    tabs, *_ = desk.open(request)
+    assert tabs.selected == "meet"
 
 
 @pytest.mark.parametrize(

@@ -719,7 +719,7 @@ def page(small, tmp_path_factory) -> Iterator[httpx.Client]:
     """Serve the page of the small generator from this process; return a client of it."""
     import app
 
-    demo = app.build(Studio.open(small))
+    demo, _ = app.build(Studio.open(small))
     demo.queue(default_concurrency_limit=4, max_size=200)
     _, address, _ = demo.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, max_file_size="5mb"

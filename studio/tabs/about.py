@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import gradio as gr
@@ -44,9 +45,10 @@ class About:
         gr.HTML(label("about.story"))
         for name in CURVES:
             if (STORY / f"{name}.svg").is_file():
-                gr.Image(
-                    str(STORY / f"{name}.svg"), show_label=False, interactive=False,
-                    label=label(f"about.{name}"), buttons=["fullscreen"],
-                    elem_classes="story", alt_text=name,
-                )  # fmt: skip
+                with warnings.catch_warnings(action="ignore"):  # of a watermark, which is not asked
+                    gr.Image(
+                        str(STORY / f"{name}.svg"), show_label=False, interactive=False,
+                        label=label(f"about.{name}"), buttons=["fullscreen"],
+                        elem_classes="story", alt_text=name,
+                    )  # fmt: skip
                 gr.HTML(label(f"about.{name}"), elem_classes="legend")

@@ -24,7 +24,6 @@ MAX_ADDRESS = 8192
 REV_SECONDS = 6.0  # that a visitor waits for other weights
 MAX_KEPT = 200  # favourites
 MAX_NAME = 60  # characters
-NAMES = ("meet", "wall", "mix", "morph", "match", "keep", "about")
 # What of an address belongs to a tab, beside the face.
 PLACES = {
     "wall": ("first", "wpsi", "like", "radius", "best"),
@@ -46,7 +45,7 @@ class Desk:
         address: hidden; the met face as a query. The page's only state of it.
         keep: favourites in the browser, `[{"name": str, "face": query}]`.
         places: hidden; where a visitor stands on wall, mix and morph, as the address says it.
-        tabs: the row of tabs.
+        tabs, names: the row of tabs, and what they are called in addresses.
         meet: set by the tab Meet: `(recipe, line) -> values` for `meet_outputs`.
     """
 
@@ -72,6 +71,7 @@ class Desk:
             [], storage_key="kaogan-favourites", secret="kaogan-keeps-recipes"
         )
         self.tabs: gr.Tabs | None = None
+        self.names: tuple[str, ...] = ()
         self.meet_outputs: list[Any] = []
         self.meet: Callable[..., tuple] = lambda *_: ()
 
@@ -82,7 +82,11 @@ class Desk:
         rest = urlencode({k: v[:4096] for k, v in query.items() if k in PLACES.get(tab, ())})
         places = (rest if name == tab else "" for name in PLACES)
         met = self.meet(*self.find(query, request))
-        return self.go(tab if tab in NAMES else "meet"), *places, *met
+        return self.go(tab if tab in self.names else "meet"), *places, *met
+
+    def preview(self, query: dict[str, str]) -> str:
+        """Return the path of a picture of what an address names, by this page's weights."""
+        return self.album.face(self.read_query(query)[0])
 
     @contextlib.contextmanager
     def stoppable(self, request: gr.Request) -> Iterator[threading.Event]:

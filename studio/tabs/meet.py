@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.colours import shown_colours
+from studio.faces import NO_DIRECTIONS, NO_W
 from studio.pictures import Album
 from studio.recipe import DEFAULT_PSI, Edit, Recipe, RecipeError, recipe_from_png
 from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slide
@@ -82,9 +83,14 @@ class Meet:
                 elem_id="psi",
                 min_width=180,
             )
+        has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
         with gr.Row(elem_id="onward"):
-            self.like = gr.Button(label("meet.like"), size="sm", elem_id="like", min_width=0)
-            self.mix = gr.Button(label("meet.mix"), size="sm", elem_id="to-mix", min_width=0)
+            self.like = gr.Button(
+                label("meet.like"), size="sm", elem_id="like", min_width=0, visible=has_w
+            )
+            self.mix = gr.Button(
+                label("meet.mix"), size="sm", elem_id="to-mix", min_width=0, visible=has_w
+            )
             self.morph = gr.Button(label("meet.morph"), size="sm", elem_id="to-morph", min_width=0)
             self.restore = gr.UploadButton(
                 label("meet.restore"),
@@ -100,8 +106,7 @@ class Meet:
         """Place a slider for each direction that comes with the weights, in folding sections."""
         directions = self.desk.studio.directions
         if directions is None:
-            notice = self.desk.studio.directions_notice
-            gr.Markdown(notice or label("meet.no-directions"), elem_id="no-directions")
+            self._say_why_there_are_none()
             return
         sliders = directions.sliders.values()
         named = [s for s in sliders if s.kind == "attribute"]
@@ -129,6 +134,14 @@ class Meet:
         with gr.Row(elem_id="hold-row"):
             self.hold = gr.Checkbox(label=label("meet.hold"), elem_id="hold", min_width=160)
             self.reset = gr.Button(label("meet.reset"), size="sm", elem_id="reset", min_width=0)
+
+    def _say_why_there_are_none(self) -> None:
+        """Tell a visitor that there are no sliders; a fault of the file in its own words."""
+        studio = self.desk.studio
+        with gr.Column(elem_id="no-directions"):
+            gr.Markdown(label("meet.no-directions" if studio.G.num_ws else "meet.no-w"))
+            if studio.directions_notice not in (NO_DIRECTIONS, NO_W):
+                gr.Markdown(studio.directions_notice)
 
     def _slider(self, entry: Any) -> gr.Slider:
         """Place the slider of one direction."""
