@@ -18,7 +18,8 @@ FORMAT = "kaogan-favourites-1"
 MAX_IMPORT = 2_000_000  # bytes
 EXPORT = f"""(keep) => window.kaogan.save("kaogan-favourites.json",
   JSON.stringify({{format: "{FORMAT}", faces: keep || []}}, null, 1))"""
-FETCH = "() => setTimeout(() => document.querySelector('#sheet-file')?.click(), 100)"
+FETCH = """(file) => file &&
+  setTimeout(() => document.querySelector('#sheet-file')?.click(), 100)"""
 
 
 class Keep:
@@ -67,7 +68,7 @@ class Keep:
         self.export.click(None, keep, None, js=EXPORT, **QUIET)
         self.load.upload(self.merge, [keep, self.load], changed, **QUIET)
         made = self.sheet.click(self.draw_sheet, keep, [self.file, self.note], **QUIET)
-        made.success(None, None, None, js=FETCH, **QUIET)
+        made.success(None, self.file, None, js=FETCH, **QUIET)
 
     # What the events do
 
@@ -145,11 +146,11 @@ class Keep:
         line = say(request, "keep.merged", count=len(new[:room]))
         return faces, *self.hang(faces), line
 
-    def draw_sheet(self, request: gr.Request, keep: Any) -> tuple[Any, str]:
-        """Draw all favourites on one picture."""
+    def draw_sheet(self, request: gr.Request, keep: Any) -> tuple[str | None, str]:
+        """Draw all favourites on one picture, or say that there are none."""
         faces = self.desk.favourites(keep)
         if not faces:
-            raise gr.Error(say(request, "keep.nothing"), print_exception=False)
+            return None, say(request, "keep.nothing")
         recipes = [self.desk.read(face["face"]) for face in faces]
         pixels = self.desk.studio.draw_recipes(recipes)
         path = self.folder / os.urandom(6).hex() / "kaogan-favourites.png"

@@ -38,6 +38,7 @@ class MatchTab:
                     type="filepath",
                     sources=["upload", "clipboard"],
                     buttons=[],
+                    height=320,
                     elem_id="upload",
                 )
                 with gr.Row(elem_id="match-bar"):
@@ -45,9 +46,9 @@ class MatchTab:
                         label("match.go"), variant="primary", elem_id="match-go", min_width=140
                     )
                     self.stop = gr.Button(label("match.stop"), elem_id="match-stop", min_width=80)
+                self.bar = gr.HTML(elem_id="match-progress")
                 self.note = gr.Markdown(elem_id="match-note", elem_classes="line")
             with gr.Column(elem_id="match-right", min_width=280):
-                self.bar = gr.HTML(elem_id="match-progress")
                 self.empty = gr.HTML(
                     label("match.empty"), elem_id="match-empty", elem_classes="empty"
                 )
@@ -87,7 +88,7 @@ class MatchTab:
 
     def search(self, request: gr.Request, picture: Image.Image) -> Iterator[tuple[Any, ...]]:
         """Yield what to show while a face is looked for, and at the end."""
-        skip, hide = gr.skip(), gr.update(visible=False)
+        skip, show, hide = gr.skip(), gr.update(visible=True), gr.update(visible=False)
         square = fit_square(picture)
         reached = [0.0]
         with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
@@ -96,12 +97,11 @@ class MatchTab:
                 seconds=MATCH_SECONDS, progress=partial(reached.__setitem__, 0), stop=stop,
             )  # fmt: skip
             while not looking.done():
-                yield skip, searching_bar(request, reached[0]), hide, hide, hide, "", skip
+                yield skip, searching_bar(request, reached[0]), show, hide, hide, "", skip
                 time.sleep(POLL_SECONDS)
         try:
             yield self.found(request, square, looking.result())
         except Stopped:
-            show = gr.update(visible=True)
             yield skip, "", show, hide, hide, say(request, "morph.stopped"), None
         except (ValueError, OSError) as error:
             yield skip, "", skip, skip, skip, fault(request, error, "fault.match"), None

@@ -154,6 +154,7 @@ class Meet:
             label=label(f"direction.{entry.name}", title),
             buttons=[],
             elem_id=f"edit-{entry.name}",
+            elem_classes="even" if entry.low == -entry.high else None,  # filled from its middle
         )
 
     def wire(self) -> None:

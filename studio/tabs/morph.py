@@ -65,7 +65,6 @@ class MorphTab:
         self.kept = gr.Dropdown(
             [], label=label("morph.kept"), visible=False, filterable=False, elem_id="morph-kept"
         )
-        self.note = gr.Markdown(elem_id="morph-note", elem_classes="line")
 
     def _lay_out_settings(self) -> None:
         """Place what a film is made with."""
@@ -88,10 +87,11 @@ class MorphTab:
                 label("morph.make"), variant="primary", elem_id="film-make", min_width=140
             )
             self.stop = gr.Button(label("morph.stop"), elem_id="film-stop", min_width=80)
+        self.bar = gr.HTML(elem_id="film-progress")
+        self.note = gr.Markdown(elem_id="morph-note", elem_classes="line")
 
     def _lay_out_screen(self) -> None:
         """Place the film, in whatever form it comes; Gradio's own player brings a megabyte."""
-        self.bar = gr.HTML(elem_id="film-progress")
         self.screen = gr.HTML(label("morph.waiting"), elem_id="film")
 
     def wire(self, to_morph: gr.Button, tab: gr.Tab) -> None:
