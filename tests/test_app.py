@@ -301,6 +301,16 @@ def test_sessions_share_what_gradio_would_describe_anew(studio: Studio, tmp_path
     assert (time.perf_counter() - start) / 20 < 0.02  # Gradio's own take 0.03 to 0.2
 
 
+def test_on_a_space_the_link_is_the_spaces_own(studio: Studio, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("studio.tabs.meet.HOME", "https://huggingface.co/spaces/owner/kaogan")
+    _, desk = app.build(studio)
+    address, *_ = desk.meet(Recipe(42))
+    query = Recipe(42).query(studio.revision)
+    assert address == f"https://huggingface.co/spaces/owner/kaogan{query}"
+    assert desk.read(address) == Recipe(42)
+
+
 # Starting
 
 

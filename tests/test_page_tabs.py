@@ -184,10 +184,11 @@ def test_favourites_outlive_reload_and_restart(
 def test_every_tab_in_every_language(browser, url: str, language: str):
     context = browser.new_context(locale=language, viewport={"width": 390, "height": 844})
     with watched(context) as page:
-        open_page(page, f"{url}/?seed=banana")
+        open_page(page, f"{url}/?seed=banana&psi=0.5&mix=9@nose&edit=smile:1,nose:2")
         assert page.get_attribute("html", "lang") == language
         if language != "en":
-            expect(page.locator("#note")).to_contain_text(TEXTS["fault.address"][language])
+            line = TEXTS["fault.parts"][language].format(parts="seed, mix, edit")
+            expect(page.locator("#note")).to_have_text(line)
         for tab in TABS:
             button = page.locator(f"#tab-{tab}-button")
             expect(button).to_have_text(TEXTS[f"tab.{tab}"][language])

@@ -16,7 +16,7 @@ import gradio as gr
 
 from studio.faces import Studio
 from studio.pictures import Album
-from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, recipe_from_query
+from studio.recipe import DEFAULT_PSI, RULES, Recipe, RecipeError, recipe_from_query
 from studio.words import label, language, say
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
@@ -140,15 +140,13 @@ class Desk:
     ) -> tuple[Recipe, str]:
         """Return what can be drawn of a query, and a line about the rest of it."""
         revision = self.studio.revision
-        recipe, line = recipe_from_query(query, dice(), revision)
-        recipe, more = self.studio.usable(recipe)
+        read, line = recipe_from_query(query, dice(), revision)
+        recipe, more = self.studio.usable(read)
         lines = [line, more]
         if language(request) != "en":  # faults are told in English; other languages get the gist
-            other = query.get("rev", revision) != revision
-            without = {name: text for name, text in query.items() if name != "rev"}
-            faulty = more or recipe_from_query(without, recipe.seed, revision)[1]
-            lines = [say(request, "fault.address")] if faulty else []
-            lines += [say(request, "fault.rev")] if other else []
+            names = faulty_parts(query, read, recipe)
+            lines = [say(request, "fault.parts", parts=", ".join(names))] if names else []
+            lines += [say(request, "fault.rev")] if query.get("rev", revision) != revision else []
         return recipe, " ".join(filter(None, lines))
 
     def read_short(self, text: str) -> Recipe:
@@ -185,6 +183,17 @@ class Desk:
     def go(self, tab: str) -> Any:
         """Turn to a tab."""
         return gr.Tabs(selected=tab)
+
+
+def faulty_parts(query: dict[str, str], read: Recipe, drawn: Recipe) -> list[str]:
+    """Name the parts of a query that were not read, or were read and cannot be drawn."""
+    before, after = read.texts(), drawn.texts()
+    return [
+        name
+        for name in ("seed", "psi", *RULES)
+        if before.get(name) != after.get(name)
+        or (name in query and recipe_from_query({name: query[name]}, 0)[1])
+    ]
 
 
 def faces_gallery(name: str, elem_id: str, columns: int) -> gr.Gallery:
