@@ -7,13 +7,22 @@ import sys
 import zipfile
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 
-from model import Discriminator, Generator, default_channels
+from model import Discriminator, Generator, ModelError, default_channels
 from training.config import BUNDLED_FACES
-from training.release import BUNDLED_COUNT, GOLDEN_PSI, GOLDEN_SEEDS, draw, golden_name, store
+from training.release import (
+    BUNDLED_COUNT,
+    GOLDEN_PSI,
+    GOLDEN_SEEDS,
+    draw,
+    golden_name,
+    soup,
+    store,
+)
 
 ASSETS = ROOT / "assets"
 MAX_WEIGHTS = 25 * 1024**2
@@ -47,6 +56,23 @@ def test_sizes_and_card():
     assert "no licence" in card
     with zipfile.ZipFile(BUNDLED_FACES) as file:
         assert len(file.namelist()) == BUNDLED_COUNT
+
+
+def test_a_soup_lies_between_its_ingredients():
+    def make(seed, w_dim=12):
+        torch.manual_seed(seed)
+        return Generator(resolution=16, channels=(16, 16, 16), z_dim=16, w_dim=w_dim)
+
+    mixed = soup(make(0), make(1), 0.25)
+    a, b = make(0).state_dict(), make(1).state_dict()
+    for name, tensor in mixed.state_dict().items():
+        if name != "w_avg":
+            torch.testing.assert_close(tensor, 0.75 * a[name] + 0.25 * b[name])
+    mean = mixed.mapping_network(torch.randn(4096, 16)).mean(0)
+    assert (mixed.w_avg - mean).abs().max() < 0.2  # its own, not one between theirs
+    assert torch.equal(next(iter(soup(make(0), make(1), 0.0).parameters())), a["const"])
+    with pytest.raises(ModelError, match="same sizes"):
+        soup(make(0), make(1, w_dim=8), 0.5)
 
 
 def test_a_fresh_clone_trains_with_no_data_given(tmp_path):
