@@ -65,7 +65,7 @@ NAN = torch.full((3,), float("nan"))
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-1"),
+        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-2"),
         ({"generator": "f" * 64}, "belongs to another generator"),
         ({"entries": "{"}, "are no JSON"),
         ({"entries": "[" * 3000}, "are no JSON"),
