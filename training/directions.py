@@ -57,7 +57,7 @@ STEP = 0.1  # slider units between two stops
 FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks start at 0
 PROBE_SEED = 2**31 + 2**30  # of the faces that steps are measured on
 TRIED_SEED = PROBE_SEED + 2**20  # and of those that they are refined on
-TRIED = 256
+TRIED = 192
 BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of another tag's move against the step's length
@@ -66,13 +66,13 @@ HALF = REACH - 0.5  # gaps from the middle of a slider, between both typical fac
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of HALF; studio/directions.py has them too
 EASES = (1.0, 0.4, 0.16)  # of what holds a step back, until …
 ENOUGH, PLENTY = 0.9, 0.985  # … so many faces have the tag; beyond PLENTY a step is shortened
-SHARES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of a step's length, of which the least that is enough is kept
-REFINE_STEPS = 32  # of Adam, the first time; half of it after each ease
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a step; the least that is plenty is kept
+REFINE_STEPS = 28  # of Adam, the first time; half of it after each ease
 LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
-COLOUR_STEPS = 60  # of Adam
+COLOUR_STEPS = 40  # of Adam
 COLOUR_GROUPS = {"hair": ("middle", "fine"), "eyes": ("middle", "fine")}
 COLOURED = ("middle", "fine")  # groups of layers that a colour's slider may use; others all
 
@@ -669,7 +669,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help=f"file to write (default: {FILE_NAME} beside the weights)")
     add("--samples", type=int, default=10_000, help="faces to draw (default: %(default)s)")
     add("--quick", type=int, default=64, help="faces that unnamed directions are scaled on")
-    add("--careful", type=int, default=192, help="faces that named ones are measured on")
+    add("--careful", type=int, default=128, help="faces that named ones are measured on")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     start = time.perf_counter()
