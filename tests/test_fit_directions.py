@@ -206,8 +206,7 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
         moved = (after - before).mean(0)
         own = moved[SumReader.TAGS.index(tag)]
         held = [k for k, other in enumerate(SumReader.TAGS) if family(other) != family(tag)]
-        # From typical faces without a tag, a full slider reaches 1.1 gaps of 2.
-        assert 1.0 < own < 3.9, tag
+        assert (after[:, SumReader.TAGS.index(tag)] > 0).float().mean() > 0.7, tag
         leaks.append((moved[held].abs().mean() / own).item())
     # An untrained generator is not linear enough for every single one of them.
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks

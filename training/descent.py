@@ -20,7 +20,7 @@ from model import Generator
 from training.attributes import TagReader, resize
 from training.colours import Palette
 
-FACES = 12  # of one step of Adam
+FACES = 10  # of one step of Adam
 RATE = 0.1  # of Adam, in standard deviations of w
 SHIFT = 2  # px of 64, of what the reader is shown
 CONTRAST, NOISE = 0.15, 0.08  # standard deviations

@@ -27,7 +27,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -57,22 +59,22 @@ STEP = 0.1  # slider units between two stops
 FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks start at 0
 PROBE_SEED = 2**31 + 2**30  # of the faces that steps are measured on
 TRIED_SEED = PROBE_SEED + 2**20  # and of those that they are refined on
-TRIED = 192
+TRIED = 128
 BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of another tag's move against the step's length
 REACH = 1.1  # gaps above a typical face without the tag, that a full slider leads to
 HALF = REACH - 0.5  # gaps from the middle of a slider, between both typical faces, to its end
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of HALF; studio/directions.py has them too
-EASES = (1.0, 0.4, 0.16)  # of what holds a step back, until …
+EASES = (1.0, 0.3)  # of what holds a step back, until …
 ENOUGH, PLENTY = 0.9, 0.985  # … so many faces have the tag; beyond PLENTY a step is shortened
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of a step; the least that is plenty is kept
-REFINE_STEPS = 28  # of Adam, the first time; half of it after each ease
+SHORTER = 0.85  # of its length, at a time
+REFINE_STEPS = 24  # of Adam, the first time; half of it after each ease
 LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
-COLOUR_STEPS = 40  # of Adam
+COLOUR_STEPS = 30  # of Adam
 COLOUR_GROUPS = {"hair": ("middle", "fine"), "eyes": ("middle", "fine")}
 COLOURED = ("middle", "fine")  # groups of layers that a colour's slider may use; others all
 
@@ -345,28 +347,78 @@ def families(tags: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What one direction after another is fitted with.
+
+    Attributes:
+        probe: faces to measure on.
+        tried: faces to descend on.
+        weight, bias: linear maps `[L, D]` and `[L]` from u to logits as shares of their gaps.
+    """
+
+    probe: Probe
+    tried: Faces
+    at: Coordinates
+    weight: Tensor
+    bias: Tensor
+
+    def fit(self, index: int) -> Direction:
+        """Fit the direction of one tag."""
+        tag = self.probe.reader.tags[index]
+        limited = family(tag) in COLOUR_GROUPS
+        names = tuple(name for name in self.at.groups if name in COLOURED or not limited)
+        direction = fit_tag(self.probe, self.tried, self.at, self.weight, self.bias, index, names)
+        shorten(self.probe, direction, index)
+        return direction
+
+
+_workshop: list[Workshop] = []  # of a process that fits tags for another
+
+
+def _enter(G: Generator, reader: TagReader, at: Coordinates, linear: tuple, careful: int) -> None:
+    """Set up a process that fits tags."""
+    torch.set_num_threads(1)
+    _workshop[:] = [open_workshop(G, reader, at, linear, careful)]
+
+
+def _fit_one(index: int) -> Direction:
+    """Fit one tag in such a process."""
+    return _workshop[0].fit(index)
+
+
+def open_workshop(
+    G: Generator, reader: TagReader, at: Coordinates, linear: tuple, careful: int
+) -> Workshop:
+    """Draw the faces that directions are fitted with."""
+    tried = Probe(G, reader, TRIED, TRIED_SEED).faces(at)
+    return Workshop(Probe(G, reader, careful), tried, at, *linear)
+
+
 def fit_attributes(
-    probe: Probe, at: Coordinates, weight: Tensor, bias: Tensor
+    G: Generator, reader: TagReader, at: Coordinates, linear: tuple, *, careful: int, workers: int
 ) -> tuple[list[Direction], list[Direction]]:
-    """Fit one direction for each tag.
+    """Fit one direction for each tag; each is the same whichever process fits it.
 
     Args:
-        probe: faces to measure on.
         at: coordinates of the weights.
-        weight, bias: linear maps `[L, D]` and `[L]` from u to logits as shares of their gaps.
+        linear: see `Workshop`.
+        careful: faces to measure on.
+        workers: processes; 1 is this one.
     Returns:
         the directions, and those that the generator cannot express.
     """
-    tags = probe.reader.tags
-    tried = Probe(probe.G, probe.reader, TRIED, TRIED_SEED).faces(at)
-    good, weak = [], []
-    for index, tag in enumerate(tqdm(tags, desc="fitting", disable=None)):
-        limited = family(tag) in COLOUR_GROUPS
-        names = tuple(name for name in at.groups if name in COLOURED or not limited)
-        direction = fit_tag(probe, tried, at, weight, bias, index, names)
-        shorten(probe, direction, index)
-        (good if direction.seen >= LEAST_SEEN else weak).append(direction)
-    return good, weak
+    count, setup = len(reader.tags), (G, reader, at, linear, careful)
+    if workers == 1:
+        found = map(open_workshop(*setup).fit, range(count))
+        fitted = list(tqdm(found, "fitting", count, disable=None))
+    else:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, _enter, setup) as pool:
+            found = pool.map(_fit_one, range(count))
+            fitted = list(tqdm(found, "fitting", count, disable=None))
+    good = [direction for direction in fitted if direction.seen >= LEAST_SEEN]
+    return good, [direction for direction in fitted if direction.seen < LEAST_SEEN]
 
 
 def others_of(tags: Sequence[str], tag: str) -> list[int]:
@@ -425,11 +477,12 @@ def measure(probe: Probe, direction: Direction, index: int) -> float:
 
 def shorten(probe: Probe, direction: Direction, index: int) -> None:
     """Take from a step what more than PLENTY of the faces do not need."""
-    step = direction.step
-    for share in SHARES:
-        direction.step = step * share
+    while direction.seen > PLENTY:
+        step, seen = direction.step, direction.seen
+        direction.step = SHORTER * step
         direction.seen = measure(probe, direction, index)
-        if direction.seen >= PLENTY:
+        if direction.seen < PLENTY:
+            direction.step, direction.seen = step, seen
             return
 
 
@@ -618,7 +671,9 @@ class Fitted:
         part.replace(path)
 
 
-def fit(G: Generator, reader: TagReader, *, samples: int, quick: int, careful: int) -> Fitted:
+def fit(
+    G: Generator, reader: TagReader, *, samples: int, quick: int, careful: int, workers: int = 1
+) -> Fitted:
     """Fit everything to one generator.
 
     Args:
@@ -627,12 +682,13 @@ def fit(G: Generator, reader: TagReader, *, samples: int, quick: int, careful: i
         samples: faces to draw for the fits.
         quick: faces that an unnamed direction's unit is measured on.
         careful: faces that named ones are measured on.
+        workers: processes that fit tags.
     """
     at = Coordinates.of(G)
     drawn = Samples.draw(G, reader, at, samples)
     weight, bias = fit_linear(drawn.u, drawn.logits / gaps(reader))
+    good, weak = fit_attributes(G, reader, at, (weight, bias), careful=careful, workers=workers)
     probe = Probe(G, reader, max(quick, careful))
-    good, weak = fit_attributes(probe, at, weight, bias)
     named = {part: ks for part, ks in families(reader.tags).items() if part in COLOUR_GROUPS}
     count = min(samples, REGION_FACES)
     palette = find_regions(floats(drawn.images[:count]), drawn.logits[:count], named)
@@ -669,8 +725,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help=f"file to write (default: {FILE_NAME} beside the weights)")
     add("--samples", type=int, default=10_000, help="faces to draw (default: %(default)s)")
     add("--quick", type=int, default=64, help="faces that unnamed directions are scaled on")
-    add("--careful", type=int, default=128, help="faces that named ones are measured on")
+    add("--careful", type=int, default=96, help="faces that named ones are measured on")
+    add("--workers", type=int, default=1, help="processes that fit (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, not {options.workers}")
     keep_freed_memory()
     start = time.perf_counter()
     try:
@@ -681,6 +740,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             samples=options.samples,
             quick=options.quick,
             careful=options.careful,
+            workers=options.workers,
         )
         drop_unseen(fitted, G, open_reader(options.judge), options.careful)
         path = options.out or options.model / FILE_NAME
