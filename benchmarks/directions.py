@@ -115,7 +115,7 @@ class Bench:
     @torch.inference_mode()
     def look(self, faces: Tensor) -> Seen:
         """Say what the judge and the extractor see in faces uint8 `[N, H, W, 3]`."""
-        logits, features, faces = [], [], []
+        logits, features, shapes = [], [], []
         gradients = OrientedGradients(None)
         for images in small(faces).split(64):
             maps = self.extractor.feature_maps(images)
@@ -123,8 +123,8 @@ class Bench:
             head = self.extractor.bn1(self.extractor.conv_head(maps[-1]))
             features.append(torch.nn.functional.relu6(head).mean((2, 3)))
             grey = images.mean(1, keepdim=True)[:, :, *FACE].expand(-1, 3, -1, -1)
-            faces.append(gradients(grey)[:, : -3 * gradients.CELLS**2])  # the rest are colours
-        return Seen(*(torch.cat(parts).numpy() for parts in (logits, features, faces)))
+            shapes.append(gradients(grey)[:, : -3 * gradients.CELLS**2])  # the rest are colours
+        return Seen(*(torch.cat(parts).numpy() for parts in (logits, features, shapes)))
 
     def measure(self, tag: str) -> Row:
         """Measure the slider of one tag."""

@@ -13,7 +13,7 @@ SHA-256. Tensors, float32:
 A face's place is -1 where a slider's left end leads and +1 where its right end does. One that
 stands at +1 has no way to go there, and one at -1 twice that of the middle. Colours are CIE Lab
 (D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to units in which
-faces of seeds lie within about 3. Metadata: `format`, `generator` and `entries`, a JSON list of
+seeds' faces nearly all lie within 3. Metadata: `format`, `generator` and `entries`, a JSON list of
 `{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
 """
 
@@ -39,7 +39,7 @@ MAX_ENTRIES = 64
 MAX_PARTS = 4  # coloured parts of a face
 MAX_HEADER = 64 * 1024  # bytes
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of the way from its middle
-FARTHEST = 2.5  # in units of colour_bounds: what is picked beyond is drawn at this distance
+FARTHEST = 5.0  # in units of colour_bounds: what is picked beyond is drawn at this distance
 KEYS = {"name", "kind", "low", "high", "step", "groups"}
 
 
