@@ -66,10 +66,12 @@ PROJECTION = 30.0  # weight of another tag's move against the step's length
 REACH = 1.1  # gaps above a typical face without the tag, that a full slider leads to
 HALF = REACH - 0.5  # gaps from the middle of a slider, between both typical faces, to its end
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of HALF; studio/directions.py has them too
-EASES = (1.0, 0.3)  # of what holds a step back, until …
+EASES = (3.0, 1.0, 0.3)  # of what holds a step back, until …
 ENOUGH, PLENTY = 0.9, 0.985  # … so many faces have the tag; beyond PLENTY a step is shortened
+LONE_EASES, LONE_ENOUGH = (1.0, 0.4, 0.2), 0.95  # the same for tags that exclude no other
 SHORTER = 0.85  # of its length, at a time
 REFINE_STEPS = 24  # of Adam, the first time; half of it after each ease
+MOST_FLIPPED = 0.5  # of faces in which a slider may flip any one other tag
 LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
@@ -369,7 +371,8 @@ class Workshop:
         limited = family(tag) in COLOUR_GROUPS
         names = tuple(name for name in self.at.groups if name in COLOURED or not limited)
         direction = fit_tag(self.probe, self.tried, self.at, self.weight, self.bias, index, names)
-        shorten(self.probe, direction, index)
+        if not lone(self.probe.reader.tags, tag):
+            shorten(self.probe, direction, index)
         return direction
 
 
@@ -421,6 +424,14 @@ def fit_attributes(
     return good, [direction for direction in fitted if direction.seen < LEAST_SEEN]
 
 
+def lone(tags: Sequence[str], tag: str) -> bool:
+    """Say whether a tag excludes no other. Such ones, as smile or hat, are read less surely.
+
+    What satisfies one reader does not yet satisfy another, so their steps are kept long.
+    """
+    return len(families(tags)[family(tag)]) == 1
+
+
 def others_of(tags: Sequence[str], tag: str) -> list[int]:
     """Return the indices of the tags that can go with this one."""
     return [k for k, other in enumerate(tags) if family(other) != family(tag)]
@@ -450,7 +461,8 @@ def fit_tag(
     direction = Direction(
         slider_name(tag), "attribute", names, step / FULL, place_map[0], place_bias[0]
     )
-    for turn, ease in enumerate(EASES):
+    alone = lone(reader.tags, tag)
+    for turn, ease in enumerate(LONE_EASES if alone else EASES):
         step = refine_tag(
             tried,
             step,
@@ -464,7 +476,7 @@ def fit_tag(
         )
         direction.step = step / FULL
         direction.seen = measure(probe, direction, index)
-        if direction.seen >= ENOUGH:
+        if direction.seen >= (LONE_ENOUGH if alone else ENOUGH):
             break
     return direction
 
@@ -487,17 +499,22 @@ def shorten(probe: Probe, direction: Direction, index: int) -> None:
 
 
 def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> None:
-    """Move sliders whose tag another reader hardly sees at full slider to the weak ones.
+    """Move sliders of which another reader sees little, or too much else, to the weak ones.
 
     A step may please the reader that it was fitted with and still draw nothing that another one
-    would call by that name: glasses, where the generator has never drawn any.
+    would call by that name: glasses, where the generator has never drawn any; or draw another
+    thing: pink hair for pink eyes.
     """
     probe = Probe(G, judge, count)
     columns = {slider_name(tag): k for k, tag in enumerate(judge.tags)}
     for direction in [d for d in fitted.directions if d.name in columns]:
-        seen = measure(probe, direction, columns[direction.name])
-        direction.seen = min(direction.seen, seen)
-        if seen < LEAST_SEEN:
+        index = columns[direction.name]
+        _, logits, _ = probe.move(direction.full(probe.ws))
+        shares = (logits > 0).float().mean(0)
+        flipped = ((logits > 0) != (probe.logits > 0)).float().mean(0)
+        direction.seen = min(direction.seen, shares[index].item())
+        worst = flipped[others_of(judge.tags, judge.tags[index])].max()
+        if shares[index] < LEAST_SEEN or worst > MOST_FLIPPED:
             fitted.directions.remove(direction)
             fitted.weak.append(direction)
 
