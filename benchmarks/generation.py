@@ -3,6 +3,7 @@
 python -m benchmarks.generation                 # torch, onnxruntime, OpenVINO; 1 and 2 threads
 python -m benchmarks.generation --all           # also int8 and torch.compile: many minutes
 python -m benchmarks.generation --quick         # the bundled generator in seconds
+python -m benchmarks.generation --threads 2 --batches 1 16      # some rows; the others are kept
 python -m benchmarks.generation --model runs/mine/generator
 
 All engines draw the same latents in turn, so that a busy machine slows all alike. Those other than
@@ -11,11 +12,13 @@ torch get the file that `python -m studio.export` writes.
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import ROOT, interleave, machine, make_parser, median, p95, publish, table
 from model import latents_from_seeds, load_network, quantise
 from studio.export import export, open_session
-from studio.faces import BUNDLED, Studio, count_cpus, prepare_cpu
+from studio.faces import BUNDLED, Studio, prepare_cpu
 
 PSI = 0.7
 Draw = Callable[[np.ndarray], np.ndarray]  # z [N, z_dim] → uint8 [N, H, W, C]
 CALIBRATION = 64  # latents that fix the ranges of 8-bit numbers
+THREADS, BATCHES = (1, 2), (1, 4, 16, 64)
 IMPORTS = ("numpy", "torch", "studio.faces", "gradio")
 
 
@@ -43,6 +47,24 @@ def torch_engine(G: torch.nn.Module) -> Draw:
         return quantise(G(torch.from_numpy(z), PSI)).permute(0, 2, 3, 1).contiguous().numpy()
 
     return draw
+
+
+class PlainLayout(torch.nn.Module):
+    """A frozen generator whose pictures and weights lie plane by plane, not in channels_last."""
+
+    def __init__(self, G: torch.nn.Module) -> None:
+        super().__init__()
+        self.G = G.to(memory_format=torch.contiguous_format)
+
+    def forward(self, z: torch.Tensor, psi: float) -> torch.Tensor:
+        """Draw as `Generator.forward` does."""
+        ws, used, rgb = self.G.mapping(z, psi), 0, None
+        x = self.G.const.expand(len(z), -1, -1, -1).contiguous()
+        for block in self.G.blocks.values():
+            count = 1 if block.conv0 is None else 2
+            x, rgb = block(x, rgb, ws[:, used : used + count])
+            used += count
+        return rgb
 
 
 def onnx_engine(path: Path, threads: int) -> Draw:
@@ -97,6 +119,7 @@ def engines(folder: Path, threads: int, files: dict[str, Path], compiled: bool) 
     ways = {
         "studio (torch)": torch_engine(frozen),
         "torch, not frozen": torch_engine(load_network(folder)),
+        "torch, not channels_last": torch_engine(PlainLayout(load_network(folder).freeze())),
         "onnxruntime": onnx_engine(files["fp32"], threads),
         "openvino": openvino_engine(files["fp32"], threads),
     }
@@ -108,6 +131,11 @@ def engines(folder: Path, threads: int, files: dict[str, Path], compiled: bool) 
     return ways
 
 
+def clock_for(threads: int) -> Callable[[], float]:
+    """Return the process's own clock for one thread, so that other processes count little."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 def measure_peak(quick: bool) -> dict[str, float]:
     """Return what the machine reaches in one product and one convolution, GFLOP/s."""
     n = 512 if quick else 1536
@@ -116,7 +144,8 @@ def measure_peak(quick: bool) -> dict[str, float]:
     w = torch.randn(96, 96, 3, 3).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         cases = {"matmul": lambda: a @ a, "convolution": lambda: F.conv2d(x, w, padding=1)}
-        seconds = interleave(cases, 3 if quick else 12)
+        clock = clock_for(torch.get_num_threads())
+        seconds = interleave(cases, 3 if quick else 12, clock=clock)
     flops = {"matmul": 2 * n**3, "convolution": 2 * 16 * 96 * 96 * 9 * 32**2}
     return {k: flops[k] / min(v) / 1e9 for k, v in seconds.items()}
 
@@ -129,18 +158,24 @@ def count_flops(G: torch.nn.Module) -> float:
 
 
 def measure(
-    folder: Path, threads: int, files: dict[str, Path], quick: bool, compiled: bool = False
+    folder: Path,
+    threads: int,
+    files: dict[str, Path],
+    batches: Sequence[int],
+    *,
+    compiled: bool = False,
+    calls: int = 30,
 ) -> list[dict]:
     """Time every engine at every batch size with some threads; one row each."""
     torch.set_num_threads(threads)
     ways = engines(folder, threads, files, compiled)
     z_dim = load_network(folder).z_dim
     rows = []
-    for batch in (1, 4) if quick else (1, 4, 16, 64):
+    for batch in batches:
         z = latents_from_seeds(range(batch), z_dim).numpy()
         expected = ways["studio (torch)"](z).astype(int)
         cases = {name: (lambda draw=draw, z=z: draw(z)) for name, draw in ways.items()}
-        seconds = interleave(cases, 3 if quick else max(4, 30 // batch), warm=2)
+        seconds = interleave(cases, max(3, calls // batch), warm=2, clock=clock_for(threads))
         for name, draw in ways.items():
             rows.append(
                 {
@@ -205,7 +240,8 @@ def report(figures: dict[str, Any]) -> str:
     start = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in figures["start"].items())
     return (
         f"## Drawing\n\n`python -m benchmarks.generation`; {figures['size']} px, "
-        f"{figures['gflop']:.3f} GFLOP a face; {figures['machine']}.\n\n{table(head, rows)}\n\n"
+        f"{figures['gflop']:.3f} GFLOP a face; {figures['machine']}. One thread: by the process's "
+        f"own clock.\n\n{table(head, rows)}\n\n"
         f"Peak of one thread: {figures['peak']['1']['matmul']:.0f} GFLOP/s in a matrix product, "
         f"{peak:.0f} in a 3×3 convolution. From the start of a process, files warm: {start}."
     )
@@ -216,28 +252,49 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser("generation", __doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=BUNDLED, help="folder of a generator")
     parser.add_argument("--all", action="store_true", help="also int8 and torch.compile")
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="faces at once")
+    parser.add_argument("--start", action="store_true", help="measure the start again too")
+    parser.add_argument("--calls", type=int, default=60, help="of one face; fewer of batches")
     args = parser.parse_args(argv)
+    if args.quick:
+        args.threads, args.batches, args.calls = [1], [1, 4], 3
     prepare_cpu()
     studio = Studio.open(args.model)
-    counts = [1] if args.quick or count_cpus() < 2 else [1, 2]
-    figures: dict[str, Any] = {
+    figures = kept_figures(args) | {
         "machine": machine(),
         "size": studio.size,
         "gflop": count_flops(studio.G) / 1e9,
-        "rows": [],
-        "peak": {},
-        "start": measure_start(args.quick),
     }
+    if args.start or "start" not in figures:
+        figures["start"] = measure_start(args.quick)
     with tempfile.TemporaryDirectory() as folder:
         files = {"fp32": export(studio, Path(folder))}
         if args.all:
             files["int8"] = quantise_weights(files["fp32"], studio.G.z_dim)
-        for threads in counts:
+        for threads in args.threads:
             torch.set_num_threads(threads)
             figures["peak"][str(threads)] = measure_peak(args.quick)
-            figures["rows"] += measure(args.model, threads, files, args.quick, args.all)
+            options = {"compiled": args.all, "calls": args.calls}
+            new = measure(args.model, threads, files, args.batches, **options)
+            figures["rows"] = merge_rows(figures["rows"], new)
     publish("generation", report(figures), figures, args)
     return 0
+
+
+def kept_figures(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of an earlier run, of which this one renews some."""
+    path = args.results / "generation.json"
+    if path.exists() and not args.quick:
+        return json.loads(path.read_text())
+    return {"rows": [], "peak": {}}
+
+
+def merge_rows(old: list[dict], new: list[dict]) -> list[dict]:
+    """Replace every row of the threads and batches that were measured again."""
+    renewed = {(row["threads"], row["batch"]) for row in new}
+    kept = [row for row in old if (row["threads"], row["batch"]) not in renewed]
+    return sorted(kept + new, key=lambda row: (row["threads"], row["batch"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""What more work costs: packing, pages of the wall, visitors, batches, resolutions; plotted.
+
+python -m benchmarks.growth                   # the bundled faces, repeated to 30,000 files
+python -m benchmarks.growth --data FACES      # your own
+python -m benchmarks.growth --quick
+
+Each curve is fitted by seconds = c · amount^slope: a slope of 1 is linear growth, less is better.
+Seconds are the processor's own, one thread, so that what else the machine does counts little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import ROOT, machine, make_parser, publish, svg_pyplot, table
+from model import Generator, default_channels, latents_from_seeds, quantise
+from studio.faces import BUNDLED, Studio, prepare_cpu
+from studio.recipe import Recipe
+from training.config import BUNDLED_FACES
+from training.data import pack
+
+PLOT = ROOT / "docs" / "performance" / "growth.svg"
+WALL = 24  # faces of a page
+PATCHES = {32: 1, 64: 1, 128: 2, 256: 4}  # by resolution, as the bundled generator has 2 at 128
+LINEAR = 1.1  # a slope up to this is near-linear
+Points = dict[int, float]  # amount → seconds
+
+
+def cpu(case: Callable[[], Any], repeats: int) -> float:
+    """Return the least processor's seconds of some calls, all threads of this process together."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        case()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def write_zip(sources: Sequence[str], count: int, path: Path) -> None:
+    """Write a stored zip of `count` pictures of zips, begun anew where they end."""
+    with zipfile.ZipFile(path, "w") as target:
+        written = 0
+        while written < count:
+            for source in sources:
+                with zipfile.ZipFile(source) as archive:
+                    names = [n for n in archive.namelist() if not n.endswith((".csv", "/"))]
+                    for name in names[: count - written]:
+                        suffix = name.rpartition(".")[2]
+                        target.writestr(f"{written:06d}.{suffix}", archive.read(name))
+                        written += 1
+
+
+def grow_packing(args: argparse.Namespace) -> Points:
+    """Pack more and more pictures to 64 px, by one process."""
+    sources = [str(p) for s in args.data for p in (sorted(Path(s).glob("*.zip")) or [Path(s)])]
+    points = {}
+    for count in (50, 100) if args.quick else (1000, 3000, 10_000, 30_000):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "faces.zip"
+            write_zip(sources, count, path)
+            options = {"cache_dir": Path(folder), "workers": 1, "progress": False}
+            points[count] = cpu(lambda p=path, o=options: pack([str(p)], 64, **o), 1)
+    return points
+
+
+def grow_wall(studio: Studio, quick: bool) -> Points:
+    """Draw more and more pages of the wall."""
+
+    def draw(pages: int) -> None:
+        for page in range(pages):
+            seeds = range(page * WALL, (page + 1) * WALL)
+            studio.draw_recipes([Recipe(seed) for seed in seeds], batch_size=WALL)
+
+    return {
+        n: cpu(lambda n=n: draw(n), 1 if quick else 2) for n in (1, 2, 4, 8)[: 2 if quick else 4]
+    }
+
+
+def grow_visitors(studio: Studio, quick: bool) -> Points:
+    """Let more and more visitors ask for a face at once."""
+
+    def ask(visitors: int) -> None:
+        with ThreadPoolExecutor(visitors) as pool:
+            list(pool.map(lambda seed: studio.draw([seed]), range(visitors)))
+
+    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
+    return {n: cpu(lambda n=n: ask(n), 1 if quick else 5) for n in amounts}
+
+
+def grow_batches(studio: Studio, quick: bool) -> Points:
+    """Draw more and more faces in one forward pass."""
+    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
+    draw = drawing(studio.G)
+    return {n: cpu(lambda n=n: draw(n), 2 if quick else 5) for n in amounts}
+
+
+def grow_resolutions(quick: bool) -> Points:
+    """Draw faces of more and more pixels, by untrained generators of the usual widths."""
+    points = {}
+    for size in (32, 64) if quick else PATCHES:
+        widths = default_channels(size // PATCHES[size], 1536, 192)
+        G = Generator(resolution=size, channels=widths, patch=PATCHES[size]).freeze()
+        draw = drawing(G)
+        points[size * size] = cpu(lambda d=draw: d(4), 2 if quick else 8) / 4
+    return points
+
+
+def drawing(G: torch.nn.Module) -> Callable[[int], Any]:
+    """Return what draws n faces with G."""
+
+    @torch.inference_mode()
+    def draw(count: int) -> np.ndarray:
+        return quantise(G(latents_from_seeds(range(count), G.z_dim), 0.7)).numpy()
+
+    draw(2)
+    return draw
+
+
+def slope(points: Points) -> float:
+    """Return the power of growth over the upper half of a curve, at least two points."""
+    amounts, seconds = np.array(list(points.items()), float).T
+    start = min(len(amounts) // 2, len(amounts) - 2)
+    return float(np.polyfit(np.log(amounts[start:]), np.log(seconds[start:]), 1)[0])
+
+
+CURVES = {
+    "packing": ("pictures packed", "s"),
+    "wall": ("pages of the wall, of 24 faces", "s"),
+    "visitors": ("visitors at once, a face each", "s"),
+    "batches": ("faces in a batch", "s"),
+    "resolutions": ("pixels of a face", "s a face"),
+}
+
+
+def plot(curves: dict[str, Points], path: Path) -> None:
+    """Draw every curve over its linear growth, as SVG."""
+    pyplot = svg_pyplot()
+    picture, axes = pyplot.subplots(1, len(curves), figsize=(3 * len(curves), 2.8))
+    for axis, (name, points) in zip(axes, curves.items(), strict=True):
+        amounts, seconds = list(points), list(points.values())
+        axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
+        linear = [seconds[-1] * n / amounts[-1] for n in amounts]
+        axis.loglog(amounts, linear, "--", color="#888888", linewidth=1)
+        axis.set(xlabel=CURVES[name][0], ylabel=CURVES[name][1], title=f"slope {slope(points):.2f}")
+        axis.spines[["top", "right"]].set_visible(False)
+    picture.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, metadata={"Date": None})
+    pyplot.close(picture)
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Write the section."""
+    lines = []
+    for name, points in figures["curves"].items():
+        (first, least), *_, (last, most) = points.items()
+        verdict = "near-linear or better" if slope(points) <= LINEAR else "more than linear"
+        lines.append(
+            (
+                CURVES[name][0],
+                f"{int(first):,} → {int(last):,}",
+                f"{least:.4g} → {most:.4g}",
+                f"{slope(points):.2f}",
+                verdict,
+            )
+        )
+    head = ("what grows", "from → to", "seconds", "slope", "")
+    return (
+        f"## Growth\n\n`python -m benchmarks.growth`; one thread; {figures['machine']}. The slope "
+        f"is that of the upper half of each curve: 1 is linear. Dashed: linear growth.\n\n"
+        f"![Five curves](performance/growth.svg)\n\n{table(head, lines)}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the bench."""
+    parser = make_parser("growth", __doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of"
+    )
+    args = parser.parse_args(argv)
+    prepare_cpu()
+    torch.set_num_threads(1)
+    studio = Studio.open(BUNDLED)
+    curves = {
+        "packing": grow_packing(args),
+        "wall": grow_wall(studio, args.quick),
+        "visitors": grow_visitors(studio, args.quick),
+        "batches": grow_batches(studio, args.quick),
+        "resolutions": grow_resolutions(args.quick),
+    }
+    plot(curves, args.results / "growth.svg" if args.quick else PLOT)
+    figures = {"machine": machine(), "curves": curves}
+    publish("growth", report(figures), figures, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The benches of training, data and growth in small: every contestant that needs no environment
+of its own really trains, and every table says what was measured."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import contestants, data, growth, training, worker
+from benchmarks.worker import Operations, real_batches, to_pixels
+from studio.faces import Studio
+
+
+@pytest.fixture
+def options(faces_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("KAOGAN_CACHE", str(tmp_path / "cache"))
+    return ["--quick", "--results", str(tmp_path / "results"), "--data", str(faces_dir)]
+
+
+def test_contestants_train(options: list[str], tmp_path: Path) -> None:
+    path = training.parse_arguments(options).data[0]
+    faces = training.pack([path], 64, progress=False)
+    sizes, work = {}, {}
+    for name in ("kaogan", "kaogan-bare", "dcgan"):
+        where = {"size": 64, "batch": 4, "images": faces.images.filename, "data": path}
+        contestant = contestants.build(Namespace(name=name, **where))
+        before = [p.clone() for p in contestant.G.parameters()]
+        work[name] = worker.count_operations(contestant, 4)["gflop"]
+        assert not any(map(torch.equal, before, contestant.G.parameters()))
+        sizes[name] = worker.facts(contestant)["G"]
+        assert worker.timed(contestant, 1)["cpu"] > 0
+        assert worker.learn(contestant, 0.01, 4)["images"] % 4 == 0
+        worker.draw(contestant, 5, str(tmp_path / "faces.npy"))
+        assert np.load(tmp_path / "faces.npy").shape == (5, 64, 64, 3)
+    assert sizes["kaogan"] == sizes["kaogan-bare"] != sizes["dcgan"]
+    assert work["kaogan"] == pytest.approx(work["kaogan-bare"], rel=0.02)
+
+
+def test_equal_time_is_measured(options: list[str], tmp_path: Path) -> None:
+    assert training.main([*options, "--batch", "4", "--part", "quality"]) == 0
+    figures = json.loads((tmp_path / "results" / "training.json").read_text())
+    assert [row["name"] for row in figures["quality"]] == ["dcgan"]
+    for row in figures["quality"]:
+        assert row["images"] > 0 and row["cpu"] >= 1 and np.isfinite(row["frechet"])
+        with Image.open(tmp_path / "results" / f"faces-{row['name']}.webp") as sheet:
+            assert sheet.size == (512, 512)
+
+
+def test_a_contestant_that_dies_says_why(options: list[str], tmp_path: Path) -> None:
+    args = training.parse_arguments(options)
+    faces = training.pack(args.data, 32, progress=False)
+    with pytest.raises(RuntimeError, match="(?s)dcgan died: .*the plain DCGAN draws 64 px"):
+        training.Worker("dcgan", faces, args, 4)
+
+
+def test_operations_are_those_of_the_formula() -> None:
+    layer, x = torch.nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 8, 8, requires_grad=True)
+    with Operations() as forward:
+        y = layer(x)
+    assert forward.total == 2 * 2 * 5 * 3 * 9 * 8 * 8
+    with Operations() as backward:
+        y.square().sum().backward()
+    assert backward.total == 2 * forward.total  # towards the picture and towards the weights
+
+
+def test_pixels_survive_the_way_into_a_batch_and_out(tmp_path: Path) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    faces.tofile(tmp_path / "images.bin")
+    for low in (-1.0, 0.0):
+        for batch, _ in zip(
+            real_batches(tmp_path / "images.bin", 8, 2, low), range(4), strict=False
+        ):
+            assert low <= batch.min() and batch.max() <= 1
+            for face in to_pixels(batch, low):
+                assert (face == faces[0]).all() or (face == faces[0, :, ::-1]).all()
+
+
+def test_packing_and_loading_are_measured(options: list[str], tmp_path: Path) -> None:
+    assert data.main(options) == 0
+    figures = json.loads((tmp_path / "results" / "data.json").read_text())
+    assert figures["count"] == 24
+    assert all(rate > 0 for name in ("packing", "loading") for rate in figures[name].values())
+    large = figures["large"]
+    assert not large["copied"] and large["owned_mb"] < 1024 < 1024 * large["set_gib"]
+    assert large["shapes"] == [[32, 3, 64, 64]]
+
+
+def test_plain_packing_is_what_pack_makes(faces_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pngs"
+    folder.mkdir()
+    for path in sorted(faces_dir.glob("*.png")):
+        with Image.open(path) as image:
+            if image.width == image.height:  # a crop's edges are resized otherwise than a box's
+                image.save(folder / path.name)
+    data.pack_plainly(folder, tmp_path / "plain.npy")
+    ours = data.pack([str(folder)], data.TARGET, cache_dir=tmp_path / "cache", progress=False)
+    difference = np.load(tmp_path / "plain.npy").astype(int) - ours.images
+    assert np.abs(difference).max() <= 1
+
+
+def test_growth_is_fitted_and_drawn(faces_zip: Path, tmp_path: Path) -> None:
+    assert growth.slope({n: 3 * n**1.5 for n in (1, 2, 4, 8)}) == pytest.approx(1.5)
+    studio = Studio.open(growth.BUNDLED)
+    curves = {
+        "wall": growth.grow_wall(studio, quick=True),
+        "visitors": growth.grow_visitors(studio, quick=True),
+        "batches": growth.grow_batches(studio, quick=True),
+    }
+    assert all(seconds > 0 for points in curves.values() for seconds in points.values())
+    growth.plot(curves, tmp_path / "growth.svg")
+    assert (tmp_path / "growth.svg").read_text().count("slope") == 3
+    growth.write_zip([str(faces_zip)], 30, tmp_path / "more.zip")
+    assert len(growth.pack([str(tmp_path / "more.zip")], 16, cache_dir=tmp_path, workers=1)) == 30
