@@ -869,12 +869,20 @@ class Discriminator(KaoganModel):
         self.hidden = EqualLinear(widths[0] * base**2, widths[0], gain=LRELU_GAIN)
         self.out = EqualLinear(widths[0], 1)
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return what the first layer and then each block see in images `[N, C, H, W]` in [-1, 1].
+
+        Each is `[N, channels, H / patch / 2^i, W / patch / 2^i]`, i from 0.
+        """
+        images = F.pixel_unshuffle(images, self.patch)
+        seen = [self.from_rgb(images.contiguous(memory_format=torch.channels_last))]
+        for block in self.blocks.values():
+            seen.append(block(seen[-1]))
+        return seen
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to logits `[N]`; N a multiple of group_size."""
-        images = F.pixel_unshuffle(images, self.patch)
-        x = self.from_rgb(images.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks.values():
-            x = block(x)
+        x = self.features(images)[-1]
         x = self.conv(self._append_deviation(x))
         x = activate(self.hidden(x.flatten(1)))
         return self.out(x).squeeze(1)

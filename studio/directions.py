@@ -4,12 +4,17 @@ applied as pure functions.
 `directions.safetensors` stands beside the generator's `model.safetensors` and names it by its
 SHA-256. Tensors, float32:
 
-    directions [K, num_ws, w_dim]          Δws of one slider unit
+    directions [K, num_ws, w_dim]          Δws of one slider unit, from the middle of the slider
+    place_map [K, num_ws * w_dim], place_bias [K]                ws → where a face stands already
     colour_map.PART [3, num_ws * w_dim], colour_bias.PART [3]    ws → the part's mean colour
     colour_step.PART [3, num_ws, w_dim]    Δws that moves the colour by one unit of L, a, b
+    colour_mean.PART [3], colour_bounds.PART [3, 3]              the colours that faces have
 
-Colours are CIE Lab (D65) divided by 100. Metadata: `format`, `generator` and `entries`, a JSON list
-of `{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
+A face's place is -1 where a slider's left end leads and +1 where its right end does. One that
+stands at +1 has no way to go there, and one at -1 twice that of the middle. Colours are CIE Lab
+(D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to units in which
+seeds' faces nearly all lie within 3. Metadata: `format`, `generator` and `entries`, a JSON list of
+`{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
 """
 
 from __future__ import annotations
@@ -28,13 +33,13 @@ from torch import Tensor
 from model import Generator
 from studio.recipe import GROUPS, MAX_EDIT, NAME, Edit
 
-FORMAT = "kaogan-directions-1"
+FORMAT = "kaogan-directions-2"
 KINDS = ("attribute", "principal", "closed-form")
 MAX_ENTRIES = 64
 MAX_PARTS = 4  # coloured parts of a face
 MAX_HEADER = 64 * 1024  # bytes
-COLOUR_ROUNDS = 3  # the prediction is renewed before each
-COLOUR_RADIUS = 0.6  # longest way of one edit through Lab / 100; black to white is 1
+LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of the way from its middle
+FARTHEST = 5.0  # in units of colour_bounds: what is picked beyond is drawn at this distance
 KEYS = {"name", "kind", "low", "high", "step", "groups"}
 
 
@@ -61,22 +66,22 @@ class Colour:
     weight: Tensor  # [3, num_ws * w_dim]
     bias: Tensor  # [3]
     step: Tensor  # [3, num_ws, w_dim]
+    mean: Tensor  # [3]
+    bounds: Tensor  # [3, 3]
 
     def predict(self, ws: Tensor) -> Tensor:
         """Return the colour `[3]` (Lab / 100) that ws `[num_ws, w_dim]` should give the part."""
         return self.weight @ ws.reshape(-1) + self.bias
 
-    def move(self, ws: Tensor, target: Tensor) -> Tensor:
-        """Return ws moved so that the predicted colour becomes `target` `[3]`.
+    def reachable(self, target: Tensor) -> Tensor:
+        """Return the colour `[3]` nearest to `target` on the line to the mean that faces have."""
+        way = target - self.mean
+        return self.mean + way * min(1.0, FARTHEST / max((self.bounds @ way).norm().item(), 1e-6))
 
-        The way through Lab is at most COLOUR_RADIUS long: farther off there are no faces.
-        """
-        start = self.predict(ws)
-        way = target - start
-        target = start + way * min(1.0, COLOUR_RADIUS / max(way.norm().item(), 1e-6))
-        for _ in range(COLOUR_ROUNDS):
-            ws = ws + torch.einsum("c,cld->ld", target - self.predict(ws), self.step)
-        return ws
+    def move(self, ws: Tensor, target: Tensor) -> Tensor:
+        """Return ws moved towards the colour `target` `[3]`, as far as there are such faces."""
+        way = self.reachable(target) - self.predict(ws)
+        return ws + torch.einsum("c,cld->ld", way, self.step)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Directions:
     sliders: dict[str, Slider]
     colours: dict[str, Colour]
     tensor: Tensor  # [K, num_ws, w_dim]
+    place_map: Tensor  # [K, num_ws * w_dim]
+    place_bias: Tensor  # [K]
 
     def list_faults(self, edits: Sequence[Edit]) -> Iterator[tuple[Edit, str]]:
         """Yield each edit that cannot be done, with a sentence for people."""
@@ -107,15 +114,28 @@ class Directions:
                     yield edit, f"{edit.name} takes a number {bounds}, not {edit.value:g}"
 
     def apply(self, ws: Tensor, edits: Sequence[Edit]) -> Tensor:
-        """Return ws `[num_ws, w_dim]` after all edits: sliders first, then colours."""
+        """Return ws `[num_ws, w_dim]` after all edits: sliders first, then colours.
+
+        Each slider's way is measured on the face as it was, so that their order does not matter.
+        """
         order = {name: index for index, name in enumerate(self.sliders)}
+        places = self.place_map @ ws.reshape(-1) + self.place_bias
         for edit in edits:
             if not isinstance(edit.value, str):
-                ws = ws + edit.value * self.tensor[order[edit.name]]
+                index = order[edit.name]
+                ws = ws + way(edit.value, places[index].item()) * self.tensor[index]
         for edit in edits:
             if isinstance(edit.value, str):
                 ws = self.colours[edit.name].move(ws, hex_to_lab(edit.value))
         return ws
+
+
+def way(value: float, place: float) -> float:
+    """Return how many units a slider at `value` moves a face that stands at `place`.
+
+    The end it is pushed to is at +1 or -1; a face that is there already moves little.
+    """
+    return value * min(MOST_WAY, max(LEAST_WAY, 1 - math.copysign(1, value) * place))
 
 
 def told(names: Any) -> str:
@@ -150,7 +170,7 @@ def hex_to_lab(colour: str) -> Tensor:
 
 def largest_file(G: Generator) -> int:
     """Return the size in bytes that no directions file of a generator can exceed."""
-    numbers = (MAX_ENTRIES + 6 * MAX_PARTS) * G.num_ws * G.w_dim + 3 * MAX_PARTS
+    numbers = (2 * MAX_ENTRIES + 6 * MAX_PARTS) * G.num_ws * G.w_dim + MAX_ENTRIES + 15 * MAX_PARTS
     return MAX_HEADER + 4 * numbers
 
 
@@ -182,11 +202,14 @@ def read_directions(path: Path, G: Generator, generator: str) -> Directions:
     parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
     if clash := sorted(set(parts) & set(sliders)):
         raise DirectionsError(f"in the directions file {clash[0]} is both a slider and a colour")
+    kinds = ("map", "bias", "step", "mean", "bounds")
     colours = {
-        part: Colour(*(tensors[f"colour_{kind}.{part}"] for kind in ("map", "bias", "step")))
+        part: Colour(*(tensors[f"colour_{kind}.{part}"] for kind in kinds))
         for part in sorted(parts, reverse=True)  # hair before eyes
     }
-    return Directions(sliders, colours, tensors["directions"])
+    return Directions(
+        sliders, colours, *(tensors[name] for name in ("directions", "place_map", "place_bias"))
+    )
 
 
 def check_metadata(metadata: dict[str, str], generator: str) -> None:
@@ -239,11 +262,17 @@ def expected_shapes(names: list[str], count: int, G: Generator) -> dict[str, tup
     parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
     if len(parts) > MAX_PARTS or not all(len(p) <= 40 and NAME.fullmatch(p) for p in parts):
         raise DirectionsError("the directions file colours parts that cannot be")
-    shapes: dict[str, tuple[int, ...]] = {"directions": (count, G.num_ws, G.w_dim)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "directions": (count, G.num_ws, G.w_dim),
+        "place_map": (count, G.num_ws * G.w_dim),
+        "place_bias": (count,),
+    }
     for part in parts:
         shapes[f"colour_map.{part}"] = (3, G.num_ws * G.w_dim)
         shapes[f"colour_bias.{part}"] = (3,)
         shapes[f"colour_step.{part}"] = (3, G.num_ws, G.w_dim)
+        shapes[f"colour_mean.{part}"] = (3,)
+        shapes[f"colour_bounds.{part}"] = (3, 3)
     if set(names) != set(shapes):
         raise DirectionsError("the directions file lacks a tensor, or has an unknown one")
     return shapes

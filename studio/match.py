@@ -176,7 +176,7 @@ class Space:
             faces = self.G(z[start : start + 32])
             small.append(shrink(faces, SMALL).flatten(1))
             if self.D is not None and start < 128:
-                seen.append([f.square().mean((0, 2, 3)) for f in self._features(faces)])
+                seen.append([f.square().mean((0, 2, 3)) for f in self.D.features(faces)[1:]])
         x = torch.cat(small)
         self.small_mean = x.mean(0)
         x = x - self.small_mean
@@ -202,21 +202,11 @@ class Space:
         """Draw v `[N, 1 or groups, w_dim]` as pictures `[N, C, H, W]`."""
         return self.G.synthesis(self.to_ws(v))
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        """Return what D's blocks see in pictures, `[N, channels, h, w]` each."""
-        x = F.pixel_unshuffle(pictures, self.D.patch)
-        x = self.D.from_rgb(x.contiguous(memory_format=torch.channels_last))
-        found = []
-        for block in self.D.blocks.values():
-            x = block(x)
-            found.append(x)
-        return found
-
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Return D's features, each channel of unit mean square over faces; [] without D."""
         if self.D is None:
             return []
-        found = self._features(pictures)
+        found = self.D.features(pictures)[1:]
         return [f * scale for f, scale in zip(found, self.feature_scales, strict=True)]
 
     def likeness(self, pictures: Tensor) -> Tensor:

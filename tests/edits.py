@@ -37,12 +37,18 @@ def list_tensors(G: Generator) -> dict[str, torch.Tensor]:
     """Return directions of which the colour steps move the predicted colour exactly."""
     noise = torch.Generator().manual_seed(1)
     shape = (G.num_ws, G.w_dim)
-    tensors = {"directions": torch.randn(len(SLIDERS), *shape, generator=noise) / 4}
+    tensors = {
+        "directions": torch.randn(len(SLIDERS), *shape, generator=noise) / 4,
+        "place_map": torch.zeros(len(SLIDERS), G.num_ws * G.w_dim),
+        "place_bias": torch.zeros(len(SLIDERS)),
+    }
     for part in ("hair", "eyes"):
         weight = torch.randn(3, G.num_ws * G.w_dim, generator=noise) / 50
         tensors[f"colour_map.{part}"] = weight
         tensors[f"colour_bias.{part}"] = torch.tensor([0.5, 0.0, 0.0])
         tensors[f"colour_step.{part}"] = torch.linalg.pinv(weight).T.reshape(3, *shape).contiguous()
+        tensors[f"colour_mean.{part}"] = torch.tensor([0.5, 0.0, 0.0])
+        tensors[f"colour_bounds.{part}"] = 5 * torch.eye(3)
     return tensors
 
 
@@ -53,7 +59,7 @@ def digest_of(folder: Path) -> str:
 def save_directions(folder: Path, G: Generator, **changes: Any) -> Path:
     """Write a directions file beside a saved generator; metadata and tensors may be replaced."""
     metadata = {
-        "format": "kaogan-directions-1",
+        "format": "kaogan-directions-2",
         "generator": digest_of(folder),
         "entries": json.dumps(list_entries()),
     }

@@ -11,7 +11,14 @@ from edits import SLIDERS, digest_of, list_entries, list_tensors, save_direction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.directions import DirectionsError, hex_to_lab, largest_file, read_directions
+from studio.directions import (
+    FARTHEST,
+    LEAST_WAY,
+    DirectionsError,
+    hex_to_lab,
+    largest_file,
+    read_directions,
+)
 from studio.faces import Studio
 from studio.recipe import Edit, Recipe
 
@@ -65,7 +72,7 @@ NAN = torch.full((3,), float("nan"))
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-1"),
+        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-2"),
         ({"generator": "f" * 64}, "belongs to another generator"),
         ({"entries": "{"}, "are no JSON"),
         ({"entries": "[" * 3000}, "are no JSON"),
@@ -140,23 +147,44 @@ def test_colours_are_cie_lab():
         assert torch.allclose(hex_to_lab(colour) * 100, torch.tensor(lab).float(), atol=0.02)
 
 
-def test_a_far_colour_is_approached_by_the_stated_radius(folder: Path):
+def test_a_colour_that_no_face_has_is_drawn_at_the_bounds(folder: Path):
     studio = Studio.open(folder)
     hair = studio.directions.colours["hair"]
-    plain, blue = studio.ws([Recipe(1), Recipe(1, edits=(Edit("hair", "#0000ff"),))])
-    way = hair.predict(blue) - hair.predict(plain)
-    assert way.norm() == pytest.approx(0.6, abs=1e-3)
-    wanted = hex_to_lab("#0000ff") - hair.predict(plain)
-    assert torch.cosine_similarity(way, wanted, dim=0) > 0.999
+    (blue,) = studio.ws([Recipe(1, edits=(Edit("hair", "#0000ff"),))])
+    offset = hair.predict(blue) - hair.mean
+    assert (hair.bounds @ offset).norm() == pytest.approx(FARTHEST, abs=1e-3)
+    wanted = hex_to_lab("#0000ff") - hair.mean
+    assert torch.cosine_similarity(offset, wanted, dim=0) > 0.999
+
+
+def test_a_slider_leads_to_its_end_from_wherever_a_face_stands(folder: Path, G, tmp_path: Path):
+    save_generator(tmp_path)
+    step = torch.randn(G.num_ws * G.w_dim, generator=torch.Generator().manual_seed(2))
+    tensors = {
+        "directions": (step / 2).view(1, G.num_ws, G.w_dim).repeat(3, 1, 1),
+        "place_map": (step / step.square().sum()).repeat(3, 1),  # the step leads from 0 to 1
+    }
+    save_directions(tmp_path, G, tensors=tensors)
+    directions = read_directions(tmp_path / "directions.safetensors", G, digest_of(tmp_path))
+    for place in (-1.0, 0.0, 0.4):
+        ws = place * step.view(G.num_ws, G.w_dim)
+        for value, end in ((2.0, 1.0), (-2.0, -1.0), (1.0, (1 + place) / 2)):
+            moved = directions.apply(ws, (Edit("smile", value),))
+            there = directions.place_map[0] @ moved.flatten()
+            if abs(end - place) > LEAST_WAY:
+                assert there == pytest.approx(end, abs=1e-4), (place, value)
+    beyond = 1.5 * step.view(G.num_ws, G.w_dim)
+    moved = directions.apply(beyond, (Edit("smile", 2.0),)) - beyond
+    assert torch.allclose(moved.flatten(), LEAST_WAY * step, atol=1e-4)
 
 
 def test_sliders_come_before_colours(folder: Path, G):
     directions = Studio.open(folder).directions
     ws = torch.zeros(G.num_ws, G.w_dim)
-    edits = (Edit("hair", "#808080"), Edit("smile", 2))
+    edits = (Edit("hair", "#909090"), Edit("smile", 2))
     moved = directions.apply(ws, edits)
     assert torch.allclose(
-        directions.colours["hair"].predict(moved), hex_to_lab("#808080"), atol=1e-3
+        directions.colours["hair"].predict(moved), hex_to_lab("#909090"), atol=1e-3
     )
     assert torch.equal(directions.apply(ws, edits[::-1]), moved)
     assert torch.equal(ws, torch.zeros(G.num_ws, G.w_dim))

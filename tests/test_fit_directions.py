@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model import NETWORKS, Generator, latents_from_seeds
+from studio import directions as reading
 from studio.faces import Studio
 from studio.recipe import Edit, Recipe
 from training.attributes import TagReader, resize
@@ -19,6 +20,8 @@ from training.colours import find_regions, to_lab
 from training.directions import (
     FILE_NAME,
     FORMAT,
+    LEAST_WAY,
+    MOST_WAY,
     Coordinates,
     families,
     family,
@@ -203,11 +206,19 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
         moved = (after - before).mean(0)
         own = moved[SumReader.TAGS.index(tag)]
         held = [k for k, other in enumerate(SumReader.TAGS) if family(other) != family(tag)]
-        # A full slider reaches 1.5 gaps of 2; less than a third of it has no slider.
-        assert 1.0 < own < 3.9, tag
+        had, has = (
+            (logits[:, SumReader.TAGS.index(tag)] > 0).float().mean() for logits in (before, after)
+        )
+        # Other faces than those that had to show it in half of the cases to be given a slider
+        assert own > 1.0 and has > 0.4 and has > had + 0.15, tag
         leaks.append((moved[held].abs().mean() / own).item())
     # An untrained generator is not linear enough for every single one of them.
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks
+
+
+def test_reader_and_writer_agree():
+    assert FORMAT == reading.FORMAT
+    assert (LEAST_WAY, MOST_WAY) == (reading.LEAST_WAY, reading.MOST_WAY)
 
 
 def test_a_picked_colour_is_approached(fitted, G):
@@ -222,7 +233,7 @@ def test_a_picked_colour_is_approached(fitted, G):
     colour = studio.directions.colours["hair"]
     moved = torch.stack([colour.move(w, target) for w in ws])
     after = palette.measure(small(studio.draw_ws(moved)))["hair"]
-    assert (after - target).norm(dim=1).mean() < 0.6 * (before - target).norm(dim=1).mean()
+    assert (after - target).norm(dim=1).mean() < 0.75 * (before - target).norm(dim=1).mean()
 
 
 def small(faces) -> Tensor:

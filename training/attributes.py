@@ -84,6 +84,11 @@ class TagReader(KaoganModel):
         """Turn what `prepare` returned into what it would about return for mirrored pictures."""
         return inputs.flip(3)
 
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images `[N, C, H, W]` in [-1, 1] to what tags are read from, `[N, …]`, and logits."""
+        inputs = self.prepare(images)
+        return inputs, self.score(inputs) - self.threshold
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to logits `[N, L]`, above 0 where a tag is seen."""
         return self.score(self.prepare(images)) - self.threshold
@@ -148,6 +153,13 @@ class PixelReader(TagReader):
     def score(self, inputs: Tensor) -> Tensor:
         """Map `[N, 3, 64, 64]` to logits `[N, L]`."""
         return self.layers(inputs.contiguous(memory_format=torch.channels_last))
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images `[N, C, H, W]` in [-1, 1] to the last map `[N, 96, 4, 4]` and logits."""
+        inputs = self.prepare(images).contiguous(memory_format=torch.channels_last)
+        body, head = self.layers[:-3], self.layers[-3:]
+        seen = body(inputs)
+        return seen, head(seen) - self.threshold
 
 
 class FeatureReader(TagReader):

@@ -8,11 +8,12 @@ take their coarse, middle and fine styles from three different seeds, so that on
 what each group of layers does by itself. From it come, in a file beside the weights:
 
 - one direction for each tag: the likeliest step in w (Gaussian in w) that raises the tag's logit
-  while those of all other tags stay, then refined by descent through generator and reader; in the
-  groups of layers that measure best;
+  while those of all other tags stay, then refined by `training.descent`, in the groups of layers
+  that measure best; and a map from ws to how far a face has already gone that way;
 - principal directions of w (Härkönen et al. 2020, arXiv 2004.02546) and closed-form ones of the
   style weights (Shen & Zhou 2021, arXiv 2007.06600), scaled to equal visible change;
-- maps from ws to the mean colour of hair and of eyes, and steps that move it.
+- maps from ws to the mean colour of hair and of eyes, steps that move it, and the colours that
+  faces have.
 
 Everything is a function of the weights and the reader: another run writes the same numbers, up to
 the rounding of other machines.
@@ -26,7 +27,9 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -45,38 +48,37 @@ from model import (
 )
 from training.attributes import ASSETS, SIZE, TagReader, open_reader, resize
 from training.colours import Palette, find_regions
+from training.descent import Faces, gaps, refine_colour, refine_tag
 
 BUNDLED = ASSETS.parent / "generator"
 FILE_NAME = "directions.safetensors"
-FORMAT = "kaogan-directions-1"
+FORMAT = "kaogan-directions-2"
 FULL = 2.0  # slider units at the end of a slider
 STEP = 0.1  # slider units between two stops
 
 FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks start at 0
 PROBE_SEED = 2**31 + 2**30  # of the faces that steps are measured on
+TRIED_SEED = PROBE_SEED + 2**20  # and of those that they are refined on
+TRIED = 128
 BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of another tag's move against the step's length
-REACH = 1.5  # gaps by which a full slider moves a tag's mean logit
-REFINE_STEPS, REFINE_FACES, REFINE_RATE = 30, 16, 0.15  # of Adam, on a step in u
-HOLD = 2.0  # weight of a flip of another tag against the tag's own
-CHANGE = 0.15  # weight of the picture's change against the tag's own
-LONGEST = 8.0  # of a full slider's step in one layer, in standard deviations of w
-LEAST_SEEN = 0.2  # of faces in which another reader must see the tag at full slider
-LEAST_GAIN = 0.35  # share of the way to a face with the tag, below which there is no slider
+REACH = 1.1  # gaps above a typical face without the tag, that a full slider leads to
+HALF = REACH - 0.5  # gaps from the middle of a slider, between both typical faces, to its end
+LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of HALF; studio/directions.py has them too
+EASES = (3.0, 1.0, 0.3)  # of what holds a step back, until …
+ENOUGH, PLENTY = 0.9, 0.985  # … so many faces have the tag; beyond PLENTY a step is shortened
+LONE_EASES, LONE_ENOUGH = (1.0, 0.4, 0.2), 0.95  # the same for tags that exclude no other
+SHORTER = 0.85  # of its length, at a time
+REFINE_STEPS = 24  # of Adam, the first time; half of it after each ease
+MOST_FLIPPED = 0.5  # of faces in which a slider may flip any one other tag
+LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
-COLOUR_SPREAD = 0.25  # Lab / 100, of the colour moves that the maps are fitted to
+COLOUR_STEPS = 30  # of Adam
 COLOUR_GROUPS = {"hair": ("middle", "fine"), "eyes": ("middle", "fine")}
-MASKS = (
-    ("fine",),
-    ("middle", "fine"),
-    ("middle",),
-    ("coarse", "middle"),
-    ("coarse",),
-    ("coarse", "middle", "fine"),
-)
+COLOURED = ("middle", "fine")  # groups of layers that a colour's slider may use; others all
 
 
 # ------------------------------------------------------------------------------------------
@@ -122,6 +124,19 @@ class Coordinates:
         for index, layers in enumerate(self.groups.values()):
             ws[:, layers] = parts[:, index, None]
         return ws
+
+    def whiten(self, steps: Tensor) -> Tensor:
+        """Map steps in w `[..., w_dim]` to standard deviations."""
+        return steps @ self.axes / self.values
+
+    def colour(self, white: Tensor) -> Tensor:
+        """Undo `whiten`."""
+        return white * self.values @ self.axes.T
+
+    def flatten(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Map linear maps of u, `[K, D]` and `[K]`, to maps of flat ws, `[K, …]` and `[K]`."""
+        flat = self.encode_map(weight)
+        return flat, bias - flat @ self.mean.repeat(self.num_ws)
 
     def encode_map(self, weight: Tensor) -> Tensor:
         """Map linear maps of u `[K, D]` to linear maps of flat ws minus the mean, `[K, …]`."""
@@ -244,17 +259,26 @@ class Probe:
         spread: root mean square difference of the pixels of two of them.
     """
 
-    def __init__(self, G: Generator, reader: TagReader, count: int) -> None:
+    def __init__(
+        self, G: Generator, reader: TagReader, count: int, first: int = PROBE_SEED
+    ) -> None:
         self.G, self.reader = G, reader
-        z = latents_from_seeds(range(PROBE_SEED, PROBE_SEED + count), G.z_dim)
+        z = latents_from_seeds(range(first, first + count), G.z_dim)
         with torch.inference_mode():
             self.ws = G.mapping(z.to(G.w_avg.device), 0.7).contiguous()
         self.images = draw(G, self.ws)
         self.logits = read(reader, self.images)
         self.spread = (self.images - self.images.roll(1, 0)).square().mean().sqrt().item()
 
+    def faces(self, at: Coordinates) -> Faces:
+        """Return the faces as `training.descent` takes them."""
+        # Clones, since what inference mode made takes no part in a gradient.
+        return Faces(
+            self.G, self.reader, self.ws.clone(), self.images.clone(), at.whiten, at.colour
+        )
+
     def move(self, step: Tensor, count: int | None = None) -> tuple[Tensor, Tensor, float]:
-        """Add a step `[num_ws, w_dim]` to the first `count` faces.
+        """Add a step, `[num_ws, w_dim]` or one for each, to the first `count` faces.
 
         Returns:
             images and logits after it, and the root mean square change as a share of `spread`.
@@ -275,8 +299,19 @@ class Direction:
     name: str
     kind: str  # attribute, principal or closed-form
     groups: tuple[str, ...]
-    step: Tensor  # [num_ws, w_dim], one slider unit
-    gain: float = 1.0  # at full slider, share of the way to a face with the tag
+    step: Tensor  # [num_ws, w_dim], one slider unit from its middle
+    place_map: Tensor  # [num_ws * w_dim]: with the bias, where on the slider a face stands
+    place_bias: Tensor  # []
+    seen: float = 1.0  # at full slider, share of faces with the tag
+
+    def ways(self, ws: Tensor) -> Tensor:
+        """Return how far ws `[N, num_ws, w_dim]` are from the right end, `[N]`; the middle is 1."""
+        place = ws.flatten(1) @ self.place_map + self.place_bias
+        return (1 - place).clamp(LEAST_WAY, MOST_WAY)
+
+    def full(self, ws: Tensor) -> Tensor:
+        """Return what the slider at its right end adds to ws, of the same shape."""
+        return FULL * self.ways(ws)[:, None, None] * self.step
 
     def entry(self) -> dict:
         """Return what the file says of it."""
@@ -314,136 +349,174 @@ def families(tags: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def gaps(reader: TagReader) -> Tensor:
-    """Return for each tag how far the logits of typical faces without and with it lie apart."""
-    return (reader.typical[1] - reader.typical[0]).clamp(min=0.5)
+@dataclass(frozen=True)
+class Workshop:
+    """What one direction after another is fitted with.
+
+    Attributes:
+        probe: faces to measure on.
+        tried: faces to descend on.
+        weight, bias: linear maps `[L, D]` and `[L]` from u to logits as shares of their gaps.
+    """
+
+    probe: Probe
+    tried: Faces
+    at: Coordinates
+    weight: Tensor
+    bias: Tensor
+
+    def fit(self, index: int) -> Direction:
+        """Fit the direction of one tag."""
+        tag = self.probe.reader.tags[index]
+        limited = family(tag) in COLOUR_GROUPS
+        names = tuple(name for name in self.at.groups if name in COLOURED or not limited)
+        direction = fit_tag(self.probe, self.tried, self.at, self.weight, self.bias, index, names)
+        if not lone(self.probe.reader.tags, tag):
+            shorten(self.probe, direction, index)
+        return direction
+
+
+_workshop: list[Workshop] = []  # of a process that fits tags for another
+
+
+def _enter(G: Generator, reader: TagReader, at: Coordinates, linear: tuple, careful: int) -> None:
+    """Set up a process that fits tags."""
+    torch.set_num_threads(1)
+    _workshop[:] = [open_workshop(G, reader, at, linear, careful)]
+
+
+def _fit_one(index: int) -> Direction:
+    """Fit one tag in such a process."""
+    return _workshop[0].fit(index)
+
+
+def open_workshop(
+    G: Generator, reader: TagReader, at: Coordinates, linear: tuple, careful: int
+) -> Workshop:
+    """Draw the faces that directions are fitted with."""
+    tried = Probe(G, reader, TRIED, TRIED_SEED).faces(at)
+    return Workshop(Probe(G, reader, careful), tried, at, *linear)
 
 
 def fit_attributes(
-    probe: Probe, at: Coordinates, weight: Tensor, *, quick: int, careful: int
+    G: Generator, reader: TagReader, at: Coordinates, linear: tuple, *, careful: int, workers: int
 ) -> tuple[list[Direction], list[Direction]]:
-    """Fit one direction for each tag.
+    """Fit one direction for each tag; each is the same whichever process fits it.
 
     Args:
-        probe: faces to measure on.
         at: coordinates of the weights.
-        weight: linear maps `[L, D]` from u to logits as shares of their gaps.
-        quick: faces that each group of layers is tried on.
-        careful: faces that the unit is calibrated on.
+        linear: see `Workshop`.
+        careful: faces to measure on.
+        workers: processes; 1 is this one.
     Returns:
         the directions, and those that the generator cannot express.
     """
-    tags = probe.reader.tags
-    kin = families(tags)
-    good, weak = [], []
-    for index, tag in enumerate(tqdm(tags, desc="fitting", disable=None)):
-        others = [k for k in range(len(tags)) if k not in kin[family(tag)]]
-        trials = {
-            names: solve_steps(weight[[index]], weight[others], at.mask(names))
-            for names in MASKS
-            if set(names) <= set(at.groups)
-        }
-        groups = choose_groups(probe, at, trials, index, others, quick)
-        refined = {
-            names: refine(probe, at, limit(trials[names], at), index, others)
-            for names in dict.fromkeys((groups, tuple(at.groups)))
-        }
-        groups = choose_groups(probe, at, refined, index, others, quick)
-        direction = calibrate(probe, at, refined[groups], index, careful)
-        direction.name, direction.groups = slider_name(tag), groups
-        (good if direction.gain >= LEAST_GAIN else weak).append(direction)
-    return good, weak
+    count, setup = len(reader.tags), (G, reader, at, linear, careful)
+    if workers == 1:
+        found = map(open_workshop(*setup).fit, range(count))
+        fitted = list(tqdm(found, "fitting", count, disable=None))
+    else:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, _enter, setup) as pool:
+            found = pool.map(_fit_one, range(count))
+            fitted = list(tqdm(found, "fitting", count, disable=None))
+    good = [direction for direction in fitted if direction.seen >= LEAST_SEEN]
+    return good, [direction for direction in fitted if direction.seen < LEAST_SEEN]
 
 
-def refine(probe: Probe, at: Coordinates, step: Tensor, index: int, others: list[int]) -> Tensor:
-    """Descend from a full slider's linear step `[1, D]` through generator and reader.
+def lone(tags: Sequence[str], tag: str) -> bool:
+    """Say whether a tag excludes no other. Such ones, as smile or hat, are read less surely.
 
-    The linear fit knows how tags go with w on the whole; this sees what one step does to faces. It
-    stays within the coordinates that the step uses, and one step serves all faces, which leaves
-    little room for patterns that please this reader alone.
+    What satisfies one reader does not yet satisfy another, so their steps are kept long.
     """
-    reader, spread = probe.reader, probe.spread
-    used = step != 0
-    target = reader.typical[0][index] + REACH * gaps(reader)[index]
-    scale, other_scale = gaps(reader)[index], gaps(reader)[others]
-    ws, before = probe.ws.clone(), probe.logits.clone()  # no inference tensors: they are kept
-    images = probe.images.clone()
-    step = step.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([step], REFINE_RATE, betas=(0.8, 0.95))
-    rng = torch.Generator().manual_seed(index)
-    for _ in range(REFINE_STEPS):
-        rows = torch.randperm(len(ws), generator=rng)[:REFINE_FACES]
-        moved = probe.G.synthesis(ws[rows] + at.decode(step * used)[0]).clamp(-1, 1)
-        moved = resize(moved, SIZE)
-        logits = reader(moved)
-        missing = torch.nn.functional.softplus(4 * (target - logits[:, index]) / scale) / 4
-        strayed = (logits - before[rows])[:, others] / other_scale
-        changed = (moved - images[rows]).square().mean() / spread**2
-        loss = missing.mean() + HOLD * strayed.square().mean() + CHANGE * changed
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return limit((step * used).detach(), at)
+    return len(families(tags)[family(tag)]) == 1
+
+
+def others_of(tags: Sequence[str], tag: str) -> list[int]:
+    """Return the indices of the tags that can go with this one."""
+    return [k for k, other in enumerate(tags) if family(other) != family(tag)]
+
+
+def fit_tag(
+    probe: Probe,
+    tried: Faces,
+    at: Coordinates,
+    weight: Tensor,
+    bias: Tensor,
+    index: int,
+    names: tuple[str, ...],
+) -> Direction:
+    """Fit the direction of one tag in some groups of layers.
+
+    The slider's middle is between typical faces without and with the tag, and its end a little
+    beyond the latter. Each face walks from where the linear map sees it; what holds the step back
+    is eased until nearly all faces arrive.
+    """
+    reader = probe.reader
+    tag = reader.tags[index]
+    others, gap, low = others_of(reader.tags, tag), gaps(reader)[index], reader.typical[0, index]
+    middle = low / gap + 0.5
+    place_map, place_bias = at.flatten(weight[[index]] / HALF, (bias[[index]] - middle) / HALF)
+    step = HALF * at.decode(solve_steps(weight[[index]], weight[others], at.mask(names)))[0]
+    direction = Direction(
+        slider_name(tag), "attribute", names, step / FULL, place_map[0], place_bias[0]
+    )
+    alone = lone(reader.tags, tag)
+    for turn, ease in enumerate(LONE_EASES if alone else EASES):
+        step = refine_tag(
+            tried,
+            step,
+            direction.ways(tried.ws),
+            index=index,
+            others=others,
+            recoloured=family(tag) in COLOUR_GROUPS,
+            target=float(low + REACH * gap),
+            ease=ease,
+            steps=REFINE_STEPS // (2 if turn else 1),
+        )
+        direction.step = step / FULL
+        direction.seen = measure(probe, direction, index)
+        if direction.seen >= (LONE_ENOUGH if alone else ENOUGH):
+            break
+    return direction
+
+
+def measure(probe: Probe, direction: Direction, index: int) -> float:
+    """Return in which share of the faces the probe's reader sees a tag at full slider."""
+    _, logits, _ = probe.move(direction.full(probe.ws))
+    return (logits[:, index] > 0).float().mean().item()
+
+
+def shorten(probe: Probe, direction: Direction, index: int) -> None:
+    """Take from a step what more than PLENTY of the faces do not need."""
+    while direction.seen > PLENTY:
+        step, seen = direction.step, direction.seen
+        direction.step = SHORTER * step
+        direction.seen = measure(probe, direction, index)
+        if direction.seen < PLENTY:
+            direction.step, direction.seen = step, seen
+            return
 
 
 def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> None:
-    """Move sliders whose tag another reader hardly sees at full slider to the weak ones.
+    """Move sliders of which another reader sees little, or too much else, to the weak ones.
 
     A step may please the reader that it was fitted with and still draw nothing that another one
-    would call by that name: glasses, where the generator has never drawn any.
+    would call by that name: glasses, where the generator has never drawn any; or draw another
+    thing: pink hair for pink eyes.
     """
     probe = Probe(G, judge, count)
     columns = {slider_name(tag): k for k, tag in enumerate(judge.tags)}
     for direction in [d for d in fitted.directions if d.name in columns]:
-        _, logits, _ = probe.move(FULL * direction.step)
-        if (logits[:, columns[direction.name]] > 0).float().mean() < LEAST_SEEN:
+        index = columns[direction.name]
+        _, logits, _ = probe.move(direction.full(probe.ws))
+        shares = (logits > 0).float().mean(0)
+        flipped = ((logits > 0) != (probe.logits > 0)).float().mean(0)
+        direction.seen = min(direction.seen, shares[index].item())
+        worst = flipped[others_of(judge.tags, judge.tags[index])].max()
+        if shares[index] < LEAST_SEEN or worst > MOST_FLIPPED:
             fitted.directions.remove(direction)
             fitted.weak.append(direction)
-
-
-def choose_groups(
-    probe: Probe,
-    at: Coordinates,
-    trials: dict[tuple[str, ...], Tensor],
-    index: int,
-    others: list[int],
-    count: int,
-) -> tuple[str, ...]:
-    """Return the groups of layers in which a full slider does most of its own and least else."""
-    before = probe.logits[:count] > 0
-    scores = {}
-    for names, step in trials.items():
-        step = limit(step, at)
-        _, logits, change = probe.move(at.decode(step)[0], count)
-        gain = ((logits - probe.logits[:count])[:, index].mean() / gaps(probe.reader)[index]).item()
-        flipped = ((logits > 0) != before)[:, others].float().mean().item()
-        reached = (logits[:, index] > 0).float().mean().item()
-        scores[names] = min(gain, 1.0) + reached - 2 * flipped - 0.5 * change
-    return max(scores, key=scores.get)
-
-
-def limit(step: Tensor, at: Coordinates) -> Tensor:
-    """Shorten a full slider's step `[1, D]` to LONGEST in its longest group."""
-    longest = at.lengths(step).max().item()
-    return step * min(1.0, LONGEST / longest)
-
-
-def calibrate(probe: Probe, at: Coordinates, step: Tensor, index: int, count: int) -> Direction:
-    """Scale a step `[1, D]` so that a full slider moves the mean logit by REACH gaps of its tag.
-
-    One unit is then about three quarters of the way from a typical face without the tag to a
-    typical one with it. A step longer than LONGEST is cut there.
-    """
-    gap = REACH * gaps(probe.reader)[index].item()
-    longest = LONGEST / at.lengths(step).max().item()
-    scale = min(1.0, longest)
-    for _ in range(3):
-        _, logits, _ = probe.move(at.decode(step * scale)[0], count)
-        gain = (logits - probe.logits[:count])[:, index].mean().item() / gap
-        if abs(gain - 1) < 0.05 or (gain < 1 and scale >= longest):
-            break
-        scale = min(longest, scale * min(2.0, max(0.5, 1 / max(gain, 1e-3))))
-    return Direction("", "attribute", (), at.decode(step * scale)[0] / FULL, gain)
 
 
 # ------------------------------------------------------------------------------------------
@@ -500,7 +573,8 @@ def explore(
             scale *= min(2.0, max(0.5, VISIBLE / max(change, 1e-3)))
         lighter = (images - probe.images[:count]).mean() >= 0
         ws = at.decode(step * scale)[0] * (1 if lighter else -1) / FULL
-        yield Direction(f"{kind}-{index + 1}", kind, groups, ws)
+        nowhere = torch.zeros(ws.numel())  # every face stands in the middle
+        yield Direction(f"{kind}-{index + 1}", kind, groups, ws, nowhere, torch.zeros(()))
 
 
 # ------------------------------------------------------------------------------------------
@@ -514,44 +588,62 @@ class ColourFit:
     weight: Tensor  # [3, num_ws * w_dim]
     bias: Tensor  # [3]
     step: Tensor  # [3, num_ws, w_dim]
+    mean: Tensor  # [3]
+    bounds: Tensor  # [3, 3]
 
 
 def fit_colours(
     probe: Probe, at: Coordinates, samples: Samples, weight: Tensor, palette: Palette
 ) -> dict[str, ColourFit]:
-    """Fit, for each part, the map from ws to its colour and the steps that move it.
+    """Fit, for each part, the map from ws to its colour, the steps that move it, and its bounds.
 
-    The map is fitted twice: the second time also to faces that were moved along the first steps,
-    so that it tells the truth where an edit will ask it.
+    The map is fitted a second time, also to faces that were moved along the first steps, so that it
+    tells the truth where an edit leads.
     """
     tags = probe.reader.tags
     kin = families(tags)
+    tried = Probe(probe.G, probe.reader, TRIED, TRIED_SEED).faces(at)
     colours = palette.measure(floats(samples.images))
     maps = {part: fit_linear(samples.u, colour) for part, colour in colours.items()}
     fits = {}
-    for part in maps:
-        others = [weight[k] for name, ks in kin.items() if name != part for k in ks]
-        rest = torch.stack([*others, *(4 * row for p in maps if p != part for row in maps[p][0])])
-        allowed = at.mask(COLOUR_GROUPS[part])
-        steps = solve_steps(maps[part][0], rest, allowed)
-        u, colour = moved_faces(probe, at, steps, palette, part)
-        both = fit_linear(
-            torch.cat([samples.u, *[u] * 3]), torch.cat([colours[part], *[colour] * 3])
+    for part, (rows, bias) in maps.items():
+        others = [k for name, ks in kin.items() if name != part for k in ks]
+        rest = [weight[others], *(4 * maps[p][0] for p in maps if p != part)]
+        steps = at.decode(solve_steps(rows, torch.cat(rest), at.mask(COLOUR_GROUPS[part])))
+        steps = refine_colour(
+            tried,
+            steps,
+            at.encode(tried.ws) @ rows.T + bias,
+            part=part,
+            palette=palette,
+            targets=colours[part],
+            others=others,
+            steps=COLOUR_STEPS,
         )
-        steps = solve_steps(both[0], rest, allowed)
-        flat = at.encode_map(both[0])
-        bias = both[1] - flat @ at.mean.repeat(at.num_ws)
-        fits[part] = ColourFit(flat, bias, at.decode(steps))
+        u, moved = moved_faces(probe, at, (rows, bias), steps, palette, part, colours[part])
+        both = torch.cat([samples.u, *[u] * 3]), torch.cat([colours[part], *[moved] * 3])
+        flat, offset = at.flatten(*fit_linear(*both))
+        root = torch.linalg.cholesky(torch.cov(colours[part].T) + 1e-6 * torch.eye(3))
+        bounds = torch.linalg.inv(root)
+        fits[part] = ColourFit(flat, offset, steps, colours[part].mean(0), bounds)
     return fits
 
 
 def moved_faces(
-    probe: Probe, at: Coordinates, steps: Tensor, palette: Palette, part: str
+    probe: Probe,
+    at: Coordinates,
+    seen_by: tuple[Tensor, Tensor],
+    steps: Tensor,
+    palette: Palette,
+    part: str,
+    targets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Move the probe's faces by random colour steps; return their u and the part's colours."""
-    rng = torch.Generator().manual_seed(0)
-    ways = torch.randn(len(probe.ws), 3, generator=rng) * COLOUR_SPREAD
-    ws = probe.ws + at.decode(ways @ steps)
+    """Move the probe's faces to colours of other faces; return their u and the part's colours."""
+    rng = torch.Generator().manual_seed(1)
+    wanted = targets[torch.randint(len(targets), (len(probe.ws),), generator=rng)]
+    rows, bias = seen_by
+    ways = wanted - (at.encode(probe.ws) @ rows.T + bias)
+    ws = probe.ws + torch.einsum("nc,cld->nld", ways, steps)
     return at.encode(ws), palette.measure(draw(probe.G, ws))[part]
 
 
@@ -575,11 +667,15 @@ class Fitted:
             path: of the file.
             generator: SHA-256 of the generator's `model.safetensors`, 64 hex digits.
         """
-        tensors = {"directions": torch.stack([d.step for d in self.directions])}
+        tensors = {
+            "directions": torch.stack([d.step for d in self.directions]),
+            "place_map": torch.stack([d.place_map for d in self.directions]),
+            "place_bias": torch.stack([d.place_bias for d in self.directions]),
+        }
         for part, colour in self.colours.items():
             tensors[f"colour_map.{part}"] = colour.weight
-            tensors[f"colour_bias.{part}"] = colour.bias
-            tensors[f"colour_step.{part}"] = colour.step
+            for name in ("bias", "step", "mean", "bounds"):
+                tensors[f"colour_{name}.{part}"] = getattr(colour, name)
         metadata = {
             "format": FORMAT,
             "generator": generator,
@@ -592,20 +688,24 @@ class Fitted:
         part.replace(path)
 
 
-def fit(G: Generator, reader: TagReader, *, samples: int, quick: int, careful: int) -> Fitted:
+def fit(
+    G: Generator, reader: TagReader, *, samples: int, quick: int, careful: int, workers: int = 1
+) -> Fitted:
     """Fit everything to one generator.
 
     Args:
         G: a generator with w, in evaluation mode.
         reader: the builder.
         samples: faces to draw for the fits.
-        quick, careful: see `fit_attributes`.
+        quick: faces that an unnamed direction's unit is measured on.
+        careful: faces that named ones are measured on.
+        workers: processes that fit tags.
     """
     at = Coordinates.of(G)
     drawn = Samples.draw(G, reader, at, samples)
-    weight, _ = fit_linear(drawn.u, drawn.logits / gaps(reader))
+    weight, bias = fit_linear(drawn.u, drawn.logits / gaps(reader))
+    good, weak = fit_attributes(G, reader, at, (weight, bias), careful=careful, workers=workers)
     probe = Probe(G, reader, max(quick, careful))
-    good, weak = fit_attributes(probe, at, weight, quick=quick, careful=careful)
     named = {part: ks for part, ks in families(reader.tags).items() if part in COLOUR_GROUPS}
     count = min(samples, REGION_FACES)
     palette = find_regions(floats(drawn.images[:count]), drawn.logits[:count], named)
@@ -641,9 +741,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--judge", type=Path, default=ASSETS / "judge", help="another reader, which must agree")
     add("--out", type=Path, help=f"file to write (default: {FILE_NAME} beside the weights)")
     add("--samples", type=int, default=10_000, help="faces to draw (default: %(default)s)")
-    add("--quick", type=int, default=64, help="faces for each choice of layers")
-    add("--careful", type=int, default=192, help="faces for each calibration")
+    add("--quick", type=int, default=64, help="faces that unnamed directions are scaled on")
+    add("--careful", type=int, default=96, help="faces that named ones are measured on")
+    add("--workers", type=int, default=1, help="processes that fit (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, not {options.workers}")
     keep_freed_memory()
     start = time.perf_counter()
     try:
@@ -654,6 +757,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             samples=options.samples,
             quick=options.quick,
             careful=options.careful,
+            workers=options.workers,
         )
         drop_unseen(fitted, G, open_reader(options.judge), options.careful)
         path = options.out or options.model / FILE_NAME
@@ -662,8 +766,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"directions: {error}", file=sys.stderr)
         return 2
     for direction in fitted.directions:
-        print(f"{direction.name:16} {'+'.join(direction.groups):20} {direction.gain:.2f}")
-    print("left out:", ", ".join(f"{d.name} ({d.gain:.2f})" for d in fitted.weak) or "none")
+        print(f"{direction.name:16} {'+'.join(direction.groups):20} {direction.seen:.0%}")
+    print("left out:", ", ".join(f"{d.name} ({d.seen:.0%})" for d in fitted.weak) or "none")
     print(f"{len(fitted.directions)} directions in {time.perf_counter() - start:.0f} s: {path}")
     return 0
 
