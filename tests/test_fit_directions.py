@@ -206,11 +206,11 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
         moved = (after - before).mean(0)
         own = moved[SumReader.TAGS.index(tag)]
         held = [k for k, other in enumerate(SumReader.TAGS) if family(other) != family(tag)]
-        had, has = (
-            (logits[:, SumReader.TAGS.index(tag)] > 0).float().mean() for logits in (before, after)
-        )
-        # Other faces than those that had to show it in half of the cases to be given a slider
-        assert own > 1.0 and has > 0.4 and has > had + 0.15, tag
+        before_own, after_own = (x[:, SumReader.TAGS.index(tag)] for x in (before, after))
+        assert (after_own > 0).float().mean() > 0.4, tag
+        lacking = before_own < 0  # the others are at the end of the slider, or near it
+        if lacking.any():
+            assert (after_own - before_own)[lacking].mean() > 0.5, tag
         leaks.append((moved[held].abs().mean() / own).item())
     # An untrained generator is not linear enough for every single one of them.
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks
