@@ -12,8 +12,8 @@ SHA-256. Tensors, float32:
 
 A face's place is -1 where a slider's left end leads and +1 where its right end does. One that
 stands at +1 has no way to go there, and one at -1 twice that of the middle. Colours are CIE Lab
-(D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to units in which
-seeds' faces nearly all lie within 3. Metadata: `format`, `generator` and `entries`, a JSON list of
+(D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to standard
+deviations of generated faces. Metadata: `format`, `generator` and `entries`, a JSON list of
 `{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
 """
 
