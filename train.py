@@ -79,10 +79,7 @@ def train(config: TrainConfig) -> Path:
         ) as bar:
             tick(run, bar) if run.nimg == 0 else None
             while not (reason := stop_reason(run)):
-                d_step(run)
-                g_step(run)
-                run.nimg += config.batch_size
-                update_ema(run)
+                step(run)
                 bar.update(min(config.batch_size / 1000, bar.total - bar.n))  # no more than whole
                 if tick_due(run):
                     tick(run, bar)
@@ -102,6 +99,14 @@ def train(config: TrainConfig) -> Path:
         if run.lock:
             run.lock.close()
     return run.folder
+
+
+def step(run: Run) -> None:
+    """Show both networks one batch: D learns, then G, then the average of G follows."""
+    d_step(run)
+    g_step(run)
+    run.nimg += run.config.batch_size
+    update_ema(run)
 
 
 def d_step(run: Run) -> None:

@@ -178,14 +178,8 @@ def time_ours(name: str, steps: int) -> float:
         shared = {"out": out, "batch_size": SPEED_BATCH, "metric_samples": 0, "penalty_interval": 4}
         run = build(make_config(PRESETS[preset], sizes, shared, {"data": (str(BUNDLED_FACES),)}))
 
-        def step() -> None:
-            train.d_step(run)
-            train.g_step(run)
-            run.nimg += SPEED_BATCH
-            train.update_ema(run)
-
         try:
-            return time_steps(step, steps)
+            return time_steps(lambda: train.step(run), steps)
         finally:
             run.lock.close()
 

@@ -10,7 +10,9 @@ import argparse
 import json
 import platform
 import re
+import socket
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,6 +86,29 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Write a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_until_it_answers(process: subprocess.Popen, address: str, seconds: float) -> bool:
+    """Wait until an address of a process answers; kill it and return False where it does not."""
+    import httpx  # comes with gradio
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            httpx.get(address, timeout=5).raise_for_status()
+            return True
+        except httpx.HTTPError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                return False
+            time.sleep(0.3)
 
 
 def svg_pyplot() -> Any:

@@ -36,10 +36,7 @@ class Ours:
         """Do what the loop of train.py does between two ticks."""
         import train
 
-        train.d_step(self.run)
-        train.g_step(self.run)
-        self.run.nimg += self.run.config.batch_size
-        train.update_ema(self.run)
+        train.step(self.run)
 
     def draw(self, count: int) -> np.ndarray:
         """Draw with the average of G."""

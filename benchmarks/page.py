@@ -20,7 +20,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,9 +31,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
-from benchmarks.common import ROOT, machine, make_parser, median, p95, publish, table
+from benchmarks.common import (
+    ROOT,
+    free_port,
+    machine,
+    make_parser,
+    median,
+    p95,
+    publish,
+    table,
+    wait_until_it_answers,
+)
 
 MOST_VISITORS, MOST_SECONDS = 200, 300
 START_SECONDS = 120
@@ -43,22 +50,14 @@ SHARED_FACES = 96
 
 def start_server(cache: Path) -> tuple[subprocess.Popen, str]:
     """Start app.py with the bundled weights; return it and its address once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | {"GRADIO_TEMP_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-    while True:
-        try:
-            httpx.get(address, timeout=5).raise_for_status()
-            return server, address
-        except httpx.HTTPError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                server.kill()
-                raise SystemExit("benchmarks.page: app.py did not start") from None
-            time.sleep(0.3)
+    address = f"http://127.0.0.1:{port}"
+    if not wait_until_it_answers(server, address, START_SECONDS):
+        raise SystemExit("benchmarks.page: app.py did not start")
+    return server, address
 
 
 def memory(pid: int) -> float:

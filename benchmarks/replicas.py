@@ -25,7 +25,15 @@ from typing import Any
 
 import httpx
 
-from benchmarks.common import ROOT, machine, make_parser, publish, table
+from benchmarks.common import (
+    ROOT,
+    free_port,
+    machine,
+    make_parser,
+    publish,
+    table,
+    wait_until_it_answers,
+)
 from benchmarks.page import start_server
 
 CONF = ROOT / "docs" / "replicas.conf"
@@ -46,8 +54,6 @@ def port_of(address: str) -> str:
 
 def start_nginx(folder: Path, pages: list[str]) -> tuple[subprocess.Popen, str]:
     """Start nginx before two pages, by the documented file with other ports."""
-    from tests.visitor import free_port
-
     if shutil.which("nginx") is None:
         raise ReplicasError("this needs nginx: apt-get install nginx-light")
     port, conf = free_port(), folder / "replicas.conf"
@@ -56,16 +62,10 @@ def start_nginx(folder: Path, pages: list[str]) -> tuple[subprocess.Popen, str]:
         text = re.sub(rf"\b{old}\b", new, text)
     conf.write_text(text, encoding="utf-8")
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(conf)])
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(f"{address}/config", timeout=5).raise_for_status()
-            return process, address
-        except httpx.HTTPError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise ReplicasError("nginx did not start") from None
-            time.sleep(0.2)
+    address = f"http://127.0.0.1:{port}"
+    if not wait_until_it_answers(process, f"{address}/config", 30):
+        raise ReplicasError("nginx did not start")
+    return process, address
 
 
 def ask(address: str, source: str, seed: int) -> tuple[str, str, float]:

@@ -10,7 +10,6 @@ import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from conftest import draw_face
+
+from benchmarks.common import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a run imports only when it needs it; the torch modules alone take three seconds.
@@ -140,10 +141,11 @@ class Bench:
 
     def start_ranks(self, out: str, count: int, *flags: str, **options) -> list[Child]:
         """Start a run of so many processes that exchange gradients."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(count),
+        }
         return [
             self.start(out, *flags, RANK=str(r), LOCAL_RANK=str(r), **shared, **options)
             for r in range(count)

@@ -6,7 +6,6 @@ Loaded by conftest.py, so that all modules that one process runs share one serve
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+
+from benchmarks.common import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 180  # a busy machine imports slowly
@@ -46,12 +47,6 @@ def studio(generator_dir: Path):
     from studio.faces import Studio
 
     return Studio.open(generator_dir)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager

@@ -124,9 +124,7 @@ def build(config: TrainConfig) -> Run:
         accelerator.print(init_from(config.init_from, G, D))
     G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
     G_ema = make_average(G, config)
-    betas = (float(config.beta1), float(config.beta2))
-    G_opt = torch.optim.Adam(G.parameters(), config.g_lr, betas, fused=True)
-    D_opt = torch.optim.Adam(D.parameters(), config.d_lr, betas, fused=True)
+    G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
     batches = Batches(
         faces,
@@ -151,6 +149,12 @@ def build(config: TrainConfig) -> Run:
     return run
 
 
+def make_adam(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Adam:
+    """Return the optimizer of one network."""
+    betas = (float(config.beta1), float(config.beta2))
+    return torch.optim.Adam(network.parameters(), lr, betas, fused=True)
+
+
 def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
     """Return the G that is shown and kept: an average of its own or, for --ema-kimg 0, G itself.
 
@@ -171,8 +175,7 @@ def add_aid(run: Run) -> None:
     config, device = run.config, run.accelerator.device
     critic = ProjectedDiscriminator(config.resolution, config.img_channels)
     critic = critic.to(device, memory_format=torch.channels_last)
-    betas = (float(config.beta1), float(config.beta2))
-    optimizer = torch.optim.Adam(critic.parameters(), config.aid_lr, betas, fused=True)
+    optimizer = make_adam(critic, config.aid_lr, config)
     run.A, run.A_opt = run.accelerator.prepare(critic, optimizer)
 
 
