@@ -2,14 +2,14 @@
 
     from studio.match import match, open_upload
 
-    recipe = match(studio, open_upload("her.png"))      # at most 15 s on two cores
+    recipe = match(studio, open_upload("her.png"))      # at most 15 s
     face = studio.draw_recipes([recipe])[0]
 
-Three steps. A linear map from a small picture to w, fitted to generated faces, gives a start. Then
-Levenberg-Marquardt looks for one w for all layers, with a shift and a scale of the picture: with
-so few unknowns every derivative is a forward pass, and a dozen steps bring a generated face back
-nearly exactly. At last each layer group gets a w of its own, by Adam, under a loss on pixels and
-on what the discriminator sees.
+Three steps. A linear map to w from a small picture and from what the discriminator sees, fitted to
+generated faces, gives a start. Then Levenberg-Marquardt looks for one w for all layers, with a
+shift and a scale of the picture: with so few unknowns every derivative is a forward pass, and a
+dozen steps bring a generated face back nearly exactly. A picture that one w does not meet gets a w
+for each layer group, by Adam, under a loss on pixels and on what the discriminator sees.
 
 Latents are searched as v: whitened, as they stand before the mapping network's last leaky ReLU.
 There they are nearly Gaussian (Zhu et al. 2020, arXiv 2012.09036), so that |v|² is a pull towards
@@ -52,15 +52,22 @@ KEPT_SIZE = 1024  # px, the longer side of what is kept of an upload
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 KINDS = "JPEG, PNG, WebP or GIF"
 
-SAMPLES = 2048  # generated faces that the start is fitted to
+SAMPLES = 320  # generated faces that the start is fitted to
+LATENTS = 2048  # latents that w is whitened by
 CLEARLY = 0.25  # of correlation: a box that wins by less is not worth leaving the whole for
 SMALL = 16  # px, of the pictures that the start looks at
-RIDGE = 0.3  # relative to the pictures' variance
+RIDGE = 0.1  # relative to the variance of what the start is guessed from
 EXACT = 64  # px; Levenberg-Marquardt sees no finer
 TRUST = 1e-3  # weight of |v|² relative to the remaining loss
+CHEAP_STEPS = 12  # of Levenberg-Marquardt with slopes that are only carried on
+CHEAP_GAIN = 0.95  # share of the loss that such a step must get below to be followed by another
 OURS = 0.004  # share of a picture's variance: what is nearer is a generated face, and is done
-REFINING = 0.4  # share of the time that is kept for Adam
-ADAM_STEPS = 160
+REFINING = 0.6  # share of the time that is kept for Adam, as long as a picture is far from that
+HELPED = 0.85  # share of the loss that a step must get below to have helped
+ADAM_STEPS = 400
+SEEN = 3.0  # weight of what the discriminator sees; pixels alone are met best by blurs
+CHROMA = 3.0  # weight of colour against lightness, or small brown eyes come out blue
+FACE = 2.0  # weight of pixels in the middle, where eyes and mouth are, against those of the rim
 ADAM_RATE = 0.06
 PULL = 3e-3  # weight of |v|²
 WARP_UNIT = 0.05  # shift (of half a width) and log scale of one unit of the warp
@@ -160,35 +167,48 @@ class Space:
     def __init__(self, G: Generator, D: Discriminator | None, tick: Progress) -> None:
         self.G, self.D = G, D
         self.groups = filled_groups(G)
-        z = latents_from_seeds(range(SAMPLES), G.z_dim)
+        z = latents_from_seeds(range(LATENTS), G.z_dim)
         p = before_activation(G.mapping_network(z))
         self.mean = p.mean(0)
         spread = torch.cov(p.t()) + 1e-4 * p.var() * torch.eye(G.w_dim)
         self.root = torch.linalg.cholesky(spread)  # [w_dim, w_dim], p = mean + root v
+        p, z = p[:SAMPLES], z[:SAMPLES]
         v = torch.linalg.solve_triangular(self.root, (p - self.mean).t(), upper=False).t()
         self._fit(z, v, tick)
 
     def _fit(self, z: Tensor, v: Tensor, tick: Progress) -> None:
         """Fit the first guess, by ridge regression, and how much each feature of D varies."""
-        small, seen = [], []
+        small, last, squares = [], [], []
         for start in range(0, len(z), 32):
             tick(start / len(z))
             faces = self.G(z[start : start + 32])
             small.append(shrink(faces, SMALL).flatten(1))
-            if self.D is not None and start < 128:
-                seen.append([f.square().mean((0, 2, 3)) for f in self.D.features(faces)[1:]])
-        x = torch.cat(small)
-        self.small_mean = x.mean(0)
-        x = x - self.small_mean
-        gram = x.t() @ x
-        gram += RIDGE * gram.trace() / gram.shape[0] * torch.eye(len(gram))
-        self.guess_map = torch.linalg.solve(gram, x.t() @ v)
-        means = [torch.stack(level).mean(0) for level in zip(*seen, strict=True)]
+            if self.D is not None:
+                seen = self.D.features(faces)[1:]
+                last.append(seen[-1].flatten(1))
+                squares.append([f.square().mean((0, 2, 3)) for f in seen])
+        self.small_mean = torch.cat(small).mean(0)
+        means = [torch.stack(level).mean(0) for level in zip(*squares, strict=True)]
         self.feature_scales = [m.add(1e-8).rsqrt()[:, None, None] for m in means]
+        blocks = [torch.cat(block) for block in (small, last) if block]
+        self.block_scales = [(b - b.mean(0)).square().sum(1).mean().rsqrt() for b in blocks]
+        x = self._join(blocks)
+        self.guess_mean = x.mean(0)
+        x = x - self.guess_mean
+        kernel = x @ x.t()
+        kernel += RIDGE * len(blocks) * torch.eye(len(x))
+        self.guess_map = x.t() @ torch.linalg.solve(kernel, v)
+
+    def _join(self, blocks: list[Tensor]) -> Tensor:
+        """Put blocks `[N, …]` side by side, of which each counts alike."""
+        return torch.cat([b * s for b, s in zip(blocks, self.block_scales, strict=True)], 1)
 
     def guess(self, pictures: Tensor) -> Tensor:
         """Return a first v `[N, w_dim]` of pictures `[N, C, H, W]`."""
-        return (shrink(pictures, SMALL).flatten(1) - self.small_mean) @ self.guess_map
+        blocks = [shrink(pictures, SMALL).flatten(1)]
+        if self.D is not None:
+            blocks.append(self.D.features(pictures)[-1].flatten(1))
+        return (self._join(blocks) - self.guess_mean) @ self.guess_map
 
     def to_ws(self, v: Tensor) -> Tensor:
         """Map v `[N, 1 or groups, w_dim]` to ws `[N, num_ws, w_dim]`."""
@@ -340,10 +360,14 @@ class Clock:
         """Seconds left."""
         return self.seconds - (time.monotonic() - self.start)
 
-    def tick(self, share: float) -> None:
-        """Report a share that is done, 0 … 1; raise Stopped if asked to stop."""
+    def check(self) -> None:
+        """Raise Stopped if asked to stop."""
         if self.stop is not None and self.stop.is_set():
             raise Stopped
+
+    def tick(self, share: float) -> None:
+        """Report a share that is done, 0 … 1; raise Stopped if asked to stop."""
+        self.check()
         self.share = max(self.share, min(1.0, share))
         if self.progress is not None:
             self.progress(self.share)
@@ -383,8 +407,9 @@ def pyramid(difference: Tensor) -> Tensor:
 class Shared:
     """The search for one w for all layers, and a warp: u = (v, move) `[w_dim + 3]`."""
 
-    def __init__(self, space: Space, target: Tensor) -> None:
+    def __init__(self, space: Space, target: Tensor, clock: Clock) -> None:
         self.space, self.full, self.target = space, target, shrink(target, EXACT)
+        self.clock = clock
         self.u = torch.cat([space.guess(target)[0], torch.zeros(3)])
         self.pull = torch.ones_like(self.u)
         self.pull[-3:] = 1 / WARP_PULL
@@ -395,6 +420,7 @@ class Shared:
         """Return residuals of many u `[N, w_dim + 3]`."""
         parts = []
         for some in u.split(32):
+            self.clock.check()
             drawn = warp(self.space.draw(some[:, None, :-3]), some[:, -3:])
             parts.append(pyramid(shrink(differ(drawn, self.full), EXACT)))
         return torch.cat(parts)
@@ -410,38 +436,59 @@ class Shared:
         own = self.target - self.target.mean((2, 3), keepdim=True)
         return self.loss / float(pyramid(own).square().sum() + 1e-3)
 
-    def step(self, width: float = 0.01) -> bool:
-        """Take one step of Levenberg-Marquardt; return whether it helped by two percent."""
-        slopes = (self.residual(self.u + width * torch.eye(len(self.u))) - self.y) / width
+    def step(self, width: float = 0.01) -> float:
+        """Take a step with new slopes and, while they help, cheap ones; return the loss's share.
+
+        Slopes cost a forward pass for each unknown. Carried on by Broyden's formula (1965) they
+        are good for some steps more, of four forward passes each.
+        """
+        before = self.loss
+        self.slopes = self.residual(self.u + width * torch.eye(len(self.u))) - self.y
+        self.slopes /= width
+        if self._try() >= 1:
+            self.damping *= 10
+            return 1.0
+        for _ in range(CHEAP_STEPS):
+            if self._try() > CHEAP_GAIN:
+                break
+        return self.loss / before
+
+    def _try(self) -> float:
+        """Take the best of four steps of Levenberg-Marquardt; return the share of the cost left.
+
+        A step that does not help is not taken.
+        """
         trust = TRUST * self.loss * self.pull
-        gradient = slopes @ self.y + trust * self.u
-        curvature = slopes @ slopes.t() + torch.diag(trust)
+        before = self.loss + float(self.u.square() @ trust)
+        gradient = self.slopes @ self.y + trust * self.u
+        curvature = self.slopes @ self.slopes.t() + torch.diag(trust)
         dampings = self.damping * torch.tensor([0.1, 0.5, 2.0, 10.0])
-        tries = torch.stack(
-            [
-                self.u - torch.linalg.solve(curvature + d * torch.eye(len(self.u)), gradient)
-                for d in dampings
-            ]
-        )
+        damped = curvature + dampings[:, None, None] * torch.eye(len(self.u))
+        tries = self.u - torch.linalg.solve(damped, gradient)
         found = self.residual(tries)
         costs = found.square().sum(1) + tries.square() @ trust
-        before = self.loss + float(self.u.square() @ trust)
         best = int(costs.argmin())
         if not costs[best] < before:
-            self.damping *= 10
-            return False
+            return 1.0
+        moved, changed = tries[best] - self.u, found[best] - self.y
+        self.slopes += torch.outer(moved, (changed - moved @ self.slopes) / moved.square().sum())
         self.u, self.y, self.damping = tries[best], found[best], max(float(dampings[best]), 1e-7)
-        return float(costs[best]) < 0.98 * before
+        return float(costs[best]) / before
 
-    def run(self, steps: int, clock: Clock, low: float, high: float) -> Shared:
-        """Take steps until two in a row hardly help, the picture is met, or time is short."""
-        idle = 0
+    def run(self, steps: int, low: float, high: float) -> Shared:
+        """Take steps until two in a row hardly help, the picture is met, or time is short.
+
+        Generated faces lose half of the loss or more in most steps, and real ones soon nothing.
+        """
+        idle, longest = 0, 0.5
         for done in range(steps):
-            clock.tick(low + (high - low) * done / steps)
-            kept = REFINING * clock.seconds if self.away > 0.1 else 0.5
-            if idle == 2 or self.away < OURS / 4 or clock.left < kept:
+            self.clock.tick(low + (high - low) * done / steps)
+            left = self.clock.left
+            kept = REFINING * self.clock.seconds if self.away > 10 * OURS else 0.0
+            if idle == 2 or self.away < OURS / 8 or left < max(longest, kept):
                 break
-            idle = 0 if self.step() else idle + 1
+            idle = 0 if self.step() < HELPED else idle + 1
+            longest = max(longest, left - self.clock.left)
         return self
 
 
@@ -451,6 +498,7 @@ def refine(space: Space, target: Tensor, u: Tensor, clock: Clock, tick: Progress
     move = u[None, -3:].clone().requires_grad_()
     adam = torch.optim.Adam([v, move], lr=ADAM_RATE, betas=(0.9, 0.99))
     seen = [f.detach() for f in space.features(target)]
+    weights = middle(target.shape[-1])
     began, left = time.monotonic(), max(clock.left, 0.1)
     for step in range(ADAM_STEPS):
         share = max(step / ADAM_STEPS, (time.monotonic() - began) / left)
@@ -459,13 +507,30 @@ def refine(space: Space, target: Tensor, u: Tensor, clock: Clock, tick: Progress
             break
         adam.param_groups[0]["lr"] = ADAM_RATE * min(1, (step + 1) / 4) * _cosine(share)
         drawn = warp(space.draw(v), move)
-        loss = pyramid(differ(drawn, target)).square().sum()
+        loss = pyramid(weights * vivid(differ(drawn, target))).square().sum()
         for a, b in zip(space.features(drawn), seen, strict=True):
-            loss = loss + (a - b).square().mean()
+            loss = loss + SEEN * (a - b).square().mean()
         loss = loss + PULL * (v.square().mean() + WARP_PULL * move.square().mean())
         v.grad, move.grad = torch.autograd.grad(loss, [v, move])
         adam.step()
     return v.detach()
+
+
+def vivid(difference: Tensor) -> Tensor:
+    """Weigh what is colour in a difference `[N, C, H, W]` by CHROMA; the rest is lightness."""
+    lightness = difference.mean(1, keepdim=True)
+    return lightness + CHROMA * (difference - lightness)
+
+
+def middle(size: int) -> Tensor:
+    """Return weights of pixels `[size, size]`, of unit mean square, FACE times as high in the face.
+
+    Faces are drawn aligned: theirs is about the middle half, and a little higher than the middle.
+    """
+    place = (torch.arange(size) + 0.5) / size - 0.5
+    down, across = ((place + 0.03) / 0.2)[:, None], place / 0.26
+    weights = 1 + (FACE - 1) * torch.exp(-0.5 * (down**4 + across**4))
+    return weights / weights.square().mean().sqrt()
 
 
 def _cosine(share: float) -> float:
@@ -483,6 +548,25 @@ def match(
 ) -> Recipe:
     """Find the face that is nearest to a picture.
 
+    Args, errors: as `search` has them.
+    Returns:
+        a recipe with the latent as its `w`, psi 1, and a seed that only names it.
+    """
+    ws = search(studio, image, seconds=seconds, progress=progress, stop=stop)
+    w = encode_ws(studio.G, ws)
+    return Recipe(zlib.crc32(w.encode()), 1.0, w=w)
+
+
+def search(
+    studio: Studio,
+    image: Image.Image,
+    *,
+    seconds: float = 15,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Tensor:
+    """Find the latents of the face that is nearest to a picture.
+
     Runs in a thread of its own, with less priority than drawing where the system can.
 
     Args:
@@ -491,7 +575,7 @@ def match(
         progress: called with the share that is done, 0 … 1, in that thread.
         stop: ends the work within half a second once it is set.
     Returns:
-        a recipe with the latent as its `w`, psi 1, and a seed that only names it.
+        ws `[num_ws, w_dim]`, the same in all layers of a group.
     Raises:
         MatchError: a generator without w, or another picture is being matched.
         Stopped: `stop` was set.
@@ -504,7 +588,7 @@ def match(
     try:
         clock = Clock(seconds, progress, stop)
         with ThreadPoolExecutor(1, "match", initializer=_stand_back) as own:
-            return own.submit(_match, studio, image.convert("RGB"), clock).result()
+            return own.submit(_search, studio, image.convert("RGB"), clock).result()
     finally:
         _turn.release()
 
@@ -524,21 +608,19 @@ def prepare(studio: Studio, tick: Progress = lambda share: None) -> Space:
     return _spaces[studio]
 
 
-def _match(studio: Studio, image: Image.Image, clock: Clock) -> Recipe:
-    """Do the work of `match`."""
-    space = prepare(studio, clock.part(0, 0.3))
+def _search(studio: Studio, image: Image.Image, clock: Clock) -> Tensor:
+    """Do the work of `search`."""
+    space = prepare(studio, clock.part(0, 0.2))
     clock.start = time.monotonic()  # what is learned once must not spoil the first match
     with torch.no_grad():
-        whole, other = align(space, image, clock.part(0.3, 0.35))
+        whole, other = align(space, image, clock.part(0.2, 0.25))
         found = start(space, image, whole, other, clock)
     if found.away > OURS and clock.left > 0.5:
-        v = refine(space, found.full, found.u, clock, clock.part(0.6, 1))
+        v = refine(space, found.full, found.u, clock, clock.part(0.5, 1))
     else:
         v = found.u[None, None, :-3]
-    with torch.no_grad():
-        w = encode_ws(space.G, space.to_ws(v)[0])
     clock.tick(1)
-    return Recipe(zlib.crc32(w.encode()), 1.0, w=w)
+    return space.to_ws(v)[0]
 
 
 def start(space: Space, image: Image.Image, whole: Box, other: Box | None, clock: Clock) -> Shared:
@@ -547,13 +629,10 @@ def start(space: Space, image: Image.Image, whole: Box, other: Box | None, clock
     A generated face comes back so nearly from the whole picture that no other square can win.
     """
     best = None
-    for box, low in ((whole, 0.35), (other, 0.45)):
+    for box, low in ((whole, 0.25), (other, 0.3)):
         if box is None or (best is not None and best.away < 0.1):
             continue
-        target = cut_all(space.G, image, [box])
-        found = Shared(space, target)
-        found.run(4, clock, low, low + 0.1)
+        found = Shared(space, cut_all(space.G, image, [box]), clock).run(3, low, low + 0.05)
         if best is None or found.away < best.away:
             best = found
-    more = 12 if best.away < 0.2 else 3  # a real picture gains no more from more
-    return best.run(more, clock, 0.5, 0.6)
+    return best.run(16, 0.35, 0.5)

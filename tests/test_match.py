@@ -47,7 +47,7 @@ def small() -> Studio:
 def test_a_generated_face_comes_back(studio):
     face = studio.draw([4321], 1.0)[0]
     shares = []
-    found = match(studio, Image.fromarray(face), seconds=60, progress=shares.append)
+    found = match(studio, Image.fromarray(face), seconds=30, progress=shares.append)
     assert rmse(studio.draw_recipes([found])[0], face) < 4
     assert rmse(studio.draw([77], 1.0)[0], face) > 25
     assert found.psi == 1
@@ -59,7 +59,7 @@ def test_a_picture_that_no_seed_draws_is_met_better_than_by_samples(studio):
     drawn = np.array(draw_face(3, 96, 96))
     drawn[(drawn == drawn[0, 0]).all(2)] = 255  # on white, as the faces are that it learned from
     target = Image.fromarray(drawn)
-    found = match(studio, target, seconds=30)
+    found = match(studio, target, seconds=12)
     small = np.asarray(target.resize((studio.size, studio.size), Image.Resampling.LANCZOS))
     samples = studio.draw(range(256), 1.0)
     nearest = min(rmse(sample, small) for sample in samples)
@@ -118,7 +118,9 @@ def test_a_second_picture_is_told_to_wait(small):
         entered.set()
         leave.wait(30)
 
-    first = threading.Thread(target=match, args=(small, draw_face(2)), kwargs={"progress": hold})
+    first = threading.Thread(
+        target=match, args=(small, draw_face(2)), kwargs={"progress": hold, "seconds": 2}
+    )
     first.start()
     assert entered.wait(30)
     try:
