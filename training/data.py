@@ -113,16 +113,16 @@ def _find(sources: str | Sequence[str]) -> tuple[list[_Entry], list[_Entry]]:
     """List the pictures and the labels.csv files, by source and then by name."""
     pictures: list[_Entry] = []
     tables: list[_Entry] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for source in [sources] if isinstance(sources, str | Path) else sources:
-        root, paths = _expand(str(source))
-        base = root.resolve()
-        for path in paths:
-            place = base / path.relative_to(root)
+        root, names = _expand(str(source))
+        base = str(root.resolve())
+        for name in names:
+            place = f"{base}/{name}"
             if place in seen:  # named by two sources
                 continue
             seen.add(place)
-            for entry in _entries(root, path, str(base)):
+            for entry in _entries(root, name, base):
                 is_table = entry.name.rpartition("/")[2] == LABELS
                 (tables if is_table else pictures).append(entry)
     if not pictures:
@@ -133,25 +133,38 @@ def _find(sources: str | Sequence[str]) -> tuple[list[_Entry], list[_Entry]]:
     return pictures, tables
 
 
-def _expand(source: str) -> tuple[Path, list[Path]]:
-    """Turn a source into its root folder and its files, loose files first, zips last."""
+def _expand(source: str) -> tuple[Path, list[str]]:
+    """Turn a source into its root folder and its files' names there, loose files first."""
     path = _download(source) if source.startswith("hf://") else Path(source).expanduser()
     if path.is_dir():
-        root, found = path, path.rglob("*")
+        root, found = path, _walk(str(path))
     elif path.is_file():
-        root, found = path.parent, iter([path])
+        root, found = path.parent, iter([path.name])
     elif re.search(r"[*?[]", source):
         fixed = list(takewhile(lambda part: not re.search(r"[*?[]", part), path.parts))
         root = Path(*fixed)
-        found = _glob(root, str(Path(*path.parts[len(fixed) :])))
+        matches = _glob(root, str(Path(*path.parts[len(fixed) :])))
+        found = (path.relative_to(root).as_posix() for path in matches)
     else:
         raise DataError(f"{source} does not exist: check the path given as data")
     files = [
-        (path.suffix.lower() == ".zip", path.relative_to(root).as_posix(), path)
-        for path in found
-        if path.is_file() and _is_wanted(path.relative_to(root).as_posix(), nested_table=False)
+        (name.lower().endswith(".zip"), name)
+        for name in found
+        if _is_wanted(name, nested_table=False) and os.path.isfile(f"{root}/{name}")  # noqa: PTH113, quick
     ]
-    return root, [path for *_, path in sorted(files)]
+    return root, [name for _, name in sorted(files)]
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Yield the names of all files below a folder but hidden ones, "/" between folders.
+
+    Unlike pathlib it makes no object a file: of ten thousands of pictures that took as long as a
+    tenth of decoding them.
+    """
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        inside = folder[len(root) :].replace(os.sep, "/").lstrip("/")
+        yield from (f"{inside}/{name}" for name in files) if inside else files
 
 
 def _glob(root: Path, pattern: str) -> Iterator[Path]:
@@ -172,17 +185,18 @@ def _is_wanted(name: str, nested_table: bool) -> bool:
         return False
     if parts[-1] == LABELS:
         return nested_table or len(parts) == 1
-    suffix = Path(name).suffix.lower()
+    suffix = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122, pathlib's takes ten times as long
     return suffix in SUFFIXES or suffix == ".zip"
 
 
-def _entries(root: Path, path: Path, group: str) -> Iterator[_Entry]:
+def _entries(root: Path, name: str, group: str) -> Iterator[_Entry]:
     """Yield the one entry of a loose file, or the entries of a zip by name."""
-    if path.suffix.lower() != ".zip":
-        stat = path.stat()
-        name = path.relative_to(root).as_posix()
-        yield _Entry(str(path), None, name, stat.st_size, stat.st_mtime_ns, group)
+    if not name.lower().endswith(".zip"):
+        path = os.path.join(root, name)  # noqa: PTH118, likewise
+        stat = os.stat(path)  # noqa: PTH116
+        yield _Entry(path, None, name, stat.st_size, stat.st_mtime_ns, group)
         return
+    path = root / name
     try:
         with _ZipReader(path) as file, zipfile.ZipFile(file) as archive:
             infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
@@ -379,7 +393,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 def _read(entry: _Entry) -> bytes:
     """Read an entry's bytes, no more than its size when it was found."""
     if entry.member is None:
-        with Path(entry.path).open("rb") as file:
+        with open(entry.path, "rb") as file:  # noqa: PTH123, two thirds of Path's time
             return file.read(entry.size)
     with _open_zip(entry.path).open(entry.member) as file:
         return file.read(entry.size)
@@ -387,6 +401,8 @@ def _read(entry: _Entry) -> bytes:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """Turn any mode into RGB, transparency laid over white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     rows = max(1, BAND_PIXELS // image.width)
     if rows >= image.height:
         return _flatten_band(image)
@@ -446,7 +462,7 @@ def _decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
         box = (left, top, left + side, top + side)
         size = (resolution, resolution)
         image = image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+        pixels = np.asarray(image if channels == 3 else image.convert("L"))
     except _Skip:
         raise
     except UnidentifiedImageError as error:
