@@ -411,6 +411,15 @@ def _check_shapes(path: Path, found: dict[str, tuple], expected: dict[str, tuple
 # Layers
 
 
+def first_weights(*shape: int, divisor: float = 1.0) -> Tensor:
+    """Return standard normal numbers over `divisor`, or on the meta device a shape alone.
+
+    There nearly every operator, torch.full too, imports SymPy and with it half a second.
+    """
+    weights = torch.empty(shape)
+    return weights if weights.is_meta else weights.normal_().div_(divisor)
+
+
 class EqualLinear(nn.Module):
     """Linear layer with an equalised learning rate (Karras et al. 2018, arXiv 1710.10196).
 
@@ -428,9 +437,8 @@ class EqualLinear(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        # In place: under torch.device("meta") a division would import a compiler, for seconds.
-        self.weight = nn.Parameter(torch.randn(out_dim, in_dim).div_(lr_multiplier))
-        self.bias = nn.Parameter(torch.full((out_dim,), bias / lr_multiplier))
+        self.weight = nn.Parameter(first_weights(out_dim, in_dim, divisor=lr_multiplier))
+        self.bias = nn.Parameter(torch.empty(out_dim).fill_(bias / lr_multiplier))
         self.gain = gain
         self.weight_gain = gain * lr_multiplier / math.sqrt(in_dim)
         self.bias_gain = gain * lr_multiplier
@@ -455,7 +463,7 @@ class EqualConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, *, act: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.weight = nn.Parameter(first_weights(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if act else None
         self.gain = (LRELU_GAIN if act else 1.0) / math.sqrt(in_channels * kernel**2)
 
@@ -478,7 +486,7 @@ class StyledConv(nn.Module):
         super().__init__()
         # The gain of the weights (a large tensor) rides on the styles (a small one).
         self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels * 9))
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.weight = nn.Parameter(first_weights(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.up = up
         self.squares: Tensor | None = None  # of a frozen layer's weights
@@ -509,7 +517,7 @@ class ToRGB(nn.Module):
     def __init__(self, in_channels: int, img_channels: int, w_dim: int) -> None:
         super().__init__()
         self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels))
-        self.weight = nn.Parameter(torch.randn(img_channels, in_channels, 1, 1))
+        self.weight = nn.Parameter(first_weights(img_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -534,7 +542,7 @@ class ToPatches(nn.Module):
         super().__init__()
         self.patch = patch
         self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels * 9))
-        self.weight = nn.Parameter(torch.randn(img_channels * patch**2, in_channels, 3, 3))
+        self.weight = nn.Parameter(first_weights(img_channels * patch**2, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(img_channels * patch**2))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -725,7 +733,7 @@ class Generator(
         self.num_ws = 2 * len(widths) - 1
         self.mapping_network = Mapping(z_dim, w_dim, mapping_layers)
         self.register_buffer("w_avg", torch.zeros(w_dim))
-        self.const = nn.Parameter(torch.randn(widths[0], base, base))
+        self.const = nn.Parameter(first_weights(widths[0], base, base))
         self.blocks = nn.ModuleDict(
             {
                 str(base * 2**i): SynthesisBlock(

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import model
 from model import (
     NETWORKS,
     SEED_MAX,
@@ -22,6 +26,7 @@ from model import (
     check_seed,
     count_parameters,
     default_channels,
+    first_weights,
     latents_from_seeds,
     load_network,
     smooth_patches,
@@ -317,6 +322,21 @@ def test_half_storage_keeps_pixels(G, tmp_path):
     loaded = Generator.from_pretrained(tmp_path / "half")
     z = latents_from_seeds(range(8), 16)
     assert (pixels(loaded(z)) - pixels(G(z))).abs().max() <= 1
+
+
+def test_first_weights_are_those_of_randn():
+    torch.manual_seed(3)
+    expected = torch.randn(5, 7) / 0.01
+    torch.manual_seed(3)
+    assert torch.allclose(first_weights(5, 7, divisor=0.01), expected, rtol=1e-6)
+
+
+def test_loading_imports_no_compiler(saved):
+    code = (
+        "import sys; from model import load_network; load_network(sys.argv[1]);"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, saved], cwd=Path(model.__file__).parent, check=True)
 
 
 def test_every_network_round_trips(tmp_path):
