@@ -79,7 +79,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists() and (found := re.search(r"model name\s*: (.+)", info.read_text())):
         name = found[1]
-    return f"{name}, {count_cpus()} cores, torch {torch.__version__}, {platform.system()}"
+    cores = f"{n} cores" if (n := count_cpus()) > 1 else "1 core"
+    return f"{name}, {cores}, torch {torch.__version__}, {platform.system()}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,13 +1,17 @@
 """How fast a training step is, and how far equal time gets: Kaogan against what else is there.
 
 python -m benchmarks.training                          # images/s of a whole step, all contestants
+python -m benchmarks.training --part overhead          # against the same step in bare PyTorch
 python -m benchmarks.training --part quality --seconds 600 --data FACES
-python -m benchmarks.training --part scaling           # batch sizes, 1 and 2 processes
+python -m benchmarks.training --part scaling           # batch sizes and resolutions
+python -m benchmarks.training --part processes         # two cores: train.py by 1 and 2 processes
+python -m benchmarks.training --part                   # write the tables of earlier runs anew
 python -m benchmarks.training --quick                  # Kaogan and the DCGAN, in seconds
 
 Contestants are processes of one thread that take turns, so that a busy machine slows all alike;
 time is the processor's own for each. The peers, lightweight-gan and stylegan2_pytorch, live in
-.venv-peers, which the first run makes, and train on the CPU by benchmarks/peers.py.
+.venv-peers, which the first run makes, and train on the CPU by benchmarks/peers.py. Parts that are
+not run keep their last figures, as do learners that --learners leaves out.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import numpy as np
@@ -36,6 +42,7 @@ FIELDS = {
     64: ("kaogan", "kaogan-bare", "dcgan", *PEERS),
     96: ("kaogan", "article", "article-deconv"),
 }
+ORDER = [name for names in FIELDS.values() for name in names]
 LEARNERS = ("kaogan", "dcgan", "lightweight-gan")
 LABELS = {
     "kaogan": "Kaogan (train.py)",
@@ -46,13 +53,20 @@ LABELS = {
     "lightweight-gan": "lightweight-gan 1.2.1",
     "stylegan2-pytorch": "stylegan2_pytorch 1.9.0",
 }
+OVERHEAD_BATCH = 32  # of the preset kaogan-64
 OWN_BATCH = {"lightweight-gan": 10}  # to learn with: its command line's
+# What model.keep_freed_memory asks of glibc, given to the plain networks too. The peers stay as
+# they come: they would save a third of a step, and lightweight-gan grow from 5 to 9 GB.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+}
 SHEET = 8  # faces of a side
 REAL_FACES = 10_000  # that drawn ones are compared with, at most
 
 
 class Worker:
-    """A contestant in its own process; `launch_s` is the time from there to its first step."""
+    """A contestant in its own process; `launch_s` is its computing until its first step is done."""
 
     def __init__(self, name: str, faces: Faces, args: argparse.Namespace, batch: int) -> None:
         python, module = sys.executable, "benchmarks.contestants"
@@ -61,7 +75,7 @@ class Worker:
         command = [python, "-m", module, name, "--batch", str(batch), "--threads", "1"]
         command += ["--size", str(faces.images.shape[1]), "--data", "\n".join(args.data)]
         command += ["--images", str(Path(faces.images.filename).resolve())]
-        self.name, self.batch, start = name, batch, time.perf_counter()
+        self.name, self.batch = name, batch
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = subprocess.Popen(
             command,
@@ -70,10 +84,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | ({} if name in PEERS else KEEP_MEMORY) | {"OMP_NUM_THREADS": "1"},
         )
-        self.ask("step 1")
-        self.launch_s = time.perf_counter() - start
+        self.launch_s = self.ask("step 1")["whole"]
 
     def ask(self, command: str) -> dict[str, Any]:
         """Send a command and return the answer.
@@ -119,13 +132,14 @@ def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -
     try:
         for name in names:
             workers[name] = Worker(name, faces, args, args.batch)
-        rows = {name: worker.ask("count") for name, worker in workers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(1 if args.quick else args.repeats):
-            for name, worker in workers.items():
-                # A cycle holds a penalty; the peers' is four steps, ours sixteen.
-                steps = 4 if name in PEERS or args.quick else 16
-                seconds[name].append(worker.ask(f"step {steps}")["cpu"])
+        counted = {name: worker.ask("count") for name, worker in workers.items()}
+        # A peer's cycle of four steps takes minutes, so the one that is counted is also timed:
+        # counting costs microseconds an operation.
+        seconds = {name: [counted[name]["cpu"]] for name in names if name in PEERS}
+        ours = {name: worker for name, worker in workers.items() if name not in PEERS}
+        # At least a cycle, which holds a lazy penalty.
+        steps = {name: 4 if args.quick else max(4, counted[name]["cycle"]) for name in ours}
+        seconds |= take_turns(ours, 1 if args.quick else args.repeats, steps)
         return [
             {
                 "name": name,
@@ -134,7 +148,7 @@ def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -
                 "images_per_s": args.batch / median(seconds[name]),
                 "seconds": seconds[name],
                 "launch_s": worker.launch_s,
-                **rows[name],
+                "gflop": counted[name]["gflop"],
                 **worker.ask("facts"),
             }
             for name, worker in workers.items()
@@ -144,15 +158,46 @@ def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -
             worker.__exit__()
 
 
+def measure_fields(args: argparse.Namespace) -> list[dict]:
+    """Time the steps of all contestants, one resolution after another."""
+    fields = {64: ("kaogan", "kaogan-bare", "dcgan")} if args.quick else FIELDS
+    rows = []
+    for size in set(fields) & set(args.sizes):
+        names = tuple(name for name in fields[size] if name in args.contestants)
+        rows += measure_steps(size, names, args)
+    return rows
+
+
+def take_turns(
+    workers: dict[str, Worker], turns: int, steps: dict[str, int]
+) -> dict[str, list[float]]:
+    """Return the processor's seconds of a step in each turn of some steps."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(turns):
+        for name, worker in workers.items():
+            seconds[name].append(worker.ask(f"step {steps[name]}")["cpu"])
+    return seconds
+
+
+def measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """Time train.py's step and the same one in bare PyTorch, in short turns; the preset's batch."""
+    faces, names = pack(args.data, 64), ("kaogan", "kaogan-bare")
+    with ExitStack() as stack:
+        workers = {n: stack.enter_context(Worker(n, faces, args, OVERHEAD_BATCH)) for n in names}
+        turns, steps = (1, 4) if args.quick else (4 * args.repeats, 8)
+        seconds = take_turns(workers, turns, dict.fromkeys(names, steps))
+    return {"batch": OVERHEAD_BATCH, "seconds": seconds}
+
+
 def measure_batches(args: argparse.Namespace) -> list[dict]:
     """Time Kaogan's step at several batch sizes and several resolutions, in turns."""
-    rows, sizes = [], ((64, 8), (64, 16), (64, 32), (64, 64), (32, 32), (128, 32), (256, 32))
+    rows, sizes = [], ((64, 8), (64, 16), (64, 32), (64, 64), (32, 8), (128, 8), (256, 8))
     for size, batch in sizes[:2] if args.quick else sizes:
         with Worker("kaogan", pack(args.data, size), args, batch) as worker:
-            flops = worker.ask("count")
-            parts = [worker.ask("step 16")["cpu"] for _ in range(1 if args.quick else 3)]
-            rate = batch / median(parts)
-            rows.append({"size": size, "batch": batch, "images_per_s": rate, **flops})
+            parts = [worker.ask("step 16")["cpu"] for _ in range(1 if batch > 8 else 2)]
+            flops = worker.ask("count")["gflop"]
+        row = {"size": size, "batch": batch, "images_per_s": batch / min(parts), "gflop": flops}
+        rows.append(row)
     return rows
 
 
@@ -183,7 +228,7 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
     from training.metrics import build_extractor, compute_features, evaluate, real_features
     from training.metrics import real_images as batches
 
-    faces = pack(args.data, 64)
+    faces = pack(args.data, 64, progress=False)
     names = ("dcgan",) if args.quick else args.learners
     samples = 64 if args.quick else args.samples
     args.results.mkdir(parents=True, exist_ok=True)
@@ -227,14 +272,15 @@ def speed_table(rows: list[dict]) -> str:
     base = {r["size"]: r["images_per_s"] for r in rows if r["name"] == "kaogan"}
     return table(
         (
-            "network", "px", "images/s", "against Kaogan", "parameters G + D, million",
-            "GFLOP an image", "GFLOP/s", "launch to first step, s", "peak memory, MB",
+            "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
+            "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
         ),
         [
             (
                 LABELS[r["name"]],
                 r["size"],
-                f"{r['images_per_s']:.1f}",
+                r["batch"],
+                f"{r['images_per_s']:.2f}",
                 f"{r['images_per_s'] / base[r['size']]:.2f}",
                 f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}",
                 f"{r['gflop']:.2f}",
@@ -247,17 +293,19 @@ def speed_table(rows: list[dict]) -> str:
     )  # fmt: skip
 
 
-def overhead(rows: list[dict]) -> str:
-    """Say how much of Kaogan's step is spent outside the networks, from steps in turns."""
-    seconds = {r["name"]: r["seconds"] for r in rows if r["size"] == 64}
-    if "kaogan-bare" not in seconds:
-        return ""
-    shares = [b / k for k, b in zip(seconds["kaogan"], seconds["kaogan-bare"], strict=True)]
+def overhead(figures: dict[str, Any]) -> str:
+    """Say what Kaogan's step costs over the same one in bare PyTorch, from steps in turns."""
+    seconds = figures["seconds"]
+    pairs = zip(seconds["kaogan"], seconds["kaogan-bare"], strict=True)
+    shares = [bare / ours for ours, bare in pairs]
+    low, middle, high = quantiles(shares, n=4) if len(shares) > 1 else shares * 3
+    rest = f"{1 - middle:.1%} of the step" if middle < 1 else "less than the turns differ by"
     return (
-        f"\n\nThe same step in bare PyTorch, on one batch that is never fetched, takes "
-        f"{median(shares):.3f} of its time (median of {len(shares)} turns; "
-        f"{min(shares):.3f} to {max(shares):.3f}): the rest is data, random numbers, statistics "
-        f"and the bookkeeping of several processes."
+        f"`--part overhead`: at batch {figures['batch']} and 64 px the same step in bare PyTorch, "
+        f"on one batch that is never fetched, takes {middle:.3f} of the time of train.py's "
+        f"(median of {len(shares)} turns, quartiles {low:.3f} and {high:.3f}). What is not spent "
+        f"in the networks, on data, random numbers, statistics and the bookkeeping of several "
+        f"processes, is {rest}."
     )
 
 
@@ -297,11 +345,13 @@ def report(figures: dict[str, Any]) -> str:
     text = f"## Training\n\n`python -m benchmarks.training`; {figures['machine']}."
     if rows := figures.get("steps"):
         text += (
-            f"\n\nWhole steps (D, G, penalties, optimizers, average), batch {rows[0]['batch']}, "
-            f"one thread, by the process's own clock, in turns.\n\n"
-            f"{speed_table(rows)}{overhead(rows)}"
+            f"\n\nWhole steps (D, G, penalties, optimizers, average) of one thread, by the "
+            f"process's own clock; in turns, but for the peers: one cycle of four steps each.\n\n"
+            f"{speed_table(rows)}"
         )
-    if rows := figures.get("batches"):
+    if known := figures.get("overhead"):
+        text += f"\n\n{overhead(known)}"
+    if rows := figures.get("scaling"):
         head = ("px", "batch", "images/s", "GFLOP an image", "GFLOP/s")
         lines = [
             (r["size"], r["batch"], f"{r['images_per_s']:.1f}", f"{r['gflop']:.2f}",
@@ -317,11 +367,19 @@ def report(figures: dict[str, Any]) -> str:
     return text
 
 
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "steps": measure_fields,
+    "overhead": measure_overhead,
+    "scaling": measure_batches,
+    "processes": measure_processes,
+    "quality": measure_quality,
+}
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser("training", __doc__.splitlines()[0])
-    parts = ("steps", "scaling", "processes", "quality")
-    parser.add_argument("--part", choices=parts, nargs="+", default=parts[:1])
+    parser.add_argument("--part", choices=PARTS, nargs="*", default=["steps", "overhead"])
     parser.add_argument(
         "--data", nargs="+", default=[str(BUNDLED_FACES)], help="as train.py has it"
     )
@@ -331,6 +389,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2000, help="faces to measure quality by")
     parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=LEARNERS)
     parser.add_argument("--together", action="store_true", help="learn at once, not in turn")
+    parser.add_argument("--contestants", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--sizes", type=int, nargs="+", choices=FIELDS, default=list(FIELDS))
     parser.add_argument("--venv", type=Path, default=VENV, help="environment of the peers")
     return parser.parse_args(argv)
@@ -339,24 +398,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the bench; parts that are not run keep their last figures."""
     args = parse_arguments(argv)
-    if not args.quick:
+    if not args.quick and {"steps", "quality"} & set(args.part):
         make_venv(args.venv)
     kept = args.results / "training.json"
-    figures = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
-    figures["machine"] = machine()
-    if "steps" in args.part:
-        fields = {64: ("kaogan", "kaogan-bare", "dcgan")} if args.quick else FIELDS
-        old = [r for r in figures.get("steps", []) if r["size"] not in args.sizes]
-        new = [measure_steps(n, names, args) for n, names in fields.items() if n in args.sizes]
-        figures["steps"] = sorted(old + sum(new, []), key=lambda r: r["size"])
-    if "scaling" in args.part:
-        figures["batches"] = measure_batches(args)
-    if "processes" in args.part:
-        figures["processes"] = measure_processes(args)
-    if "quality" in args.part:
-        figures["quality"] = measure_quality(args)
+    new = {name: PARTS[name](args) for name in args.part}
+    old = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
+    for name in {"steps", "quality"} & set(new):
+        new[name] = merge_rows(old.get(name, []), new[name])
+    figures = old | new | {"machine": machine() if new else old["machine"]}
     publish("training", report(figures), figures, args)
     return 0
+
+
+def merge_rows(old: list[dict], new: list[dict]) -> list[dict]:
+    """Replace the rows of what was measured again; sort by resolution and contestant."""
+
+    def place(row: dict) -> tuple[int, int]:
+        return row.get("size", 0), ORDER.index(row["name"])
+
+    rows = {place(row): row for row in [*old, *new]}
+    return [rows[key] for key in sorted(rows)]
 
 
 if __name__ == "__main__":
