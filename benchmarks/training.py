@@ -281,7 +281,7 @@ def speed_table(rows: list[dict]) -> str:
                 r["size"],
                 r["batch"],
                 f"{r['images_per_s']:.2f}",
-                f"{r['images_per_s'] / base[r['size']]:.2f}",
+                f"{r['images_per_s'] / base[r['size']]:.2f}" if r["size"] in base else "",
                 f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}",
                 f"{r['gflop']:.2f}",
                 f"{r['gflop'] * r['images_per_s']:.0f}",
