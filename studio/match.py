@@ -69,7 +69,7 @@ SEEN = 3.0  # weight of what the discriminator sees; pixels alone are met best b
 CHROMA = 3.0  # weight of colour against lightness, or small brown eyes come out blue
 FACE = 2.0  # weight of pixels in the middle, where eyes and mouth are, against those of the rim
 ADAM_RATE = 0.06
-PULL = 3e-3  # weight of |v|²
+PULL = 2e-2  # weight of |v|²
 WARP_UNIT = 0.05  # shift (of half a width) and log scale of one unit of the warp
 WARP_PULL = 0.1  # a unit of warp is as unlikely as v is in one direction of ten
 
