@@ -9,12 +9,15 @@ SHA-256. Tensors, float32:
     colour_map.PART [3, num_ws * w_dim], colour_bias.PART [3]    ws → the part's mean colour
     colour_step.PART [3, num_ws, w_dim]    Δws that moves the colour by one unit of L, a, b
     colour_mean.PART [3], colour_bounds.PART [3, 3]              the colours that faces have
+    colour_aim.PART [3, 10], where there is one    picked colour → the one to move to by the map
 
 A face's place is -1 where a slider's left end leads and +1 where its right end does. One that
 stands at +1 has no way to go there, and one at -1 twice that of the middle. Colours are CIE Lab
 (D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to standard
-deviations of generated faces. Metadata: `format`, `generator` and `entries`, a JSON list of
-`{"name", "kind", "low", "high", "step", "groups"}`, one for each direction.
+deviations of generated faces; `colour_aim` maps the offset, its products and 1 to another offset,
+since a map that is linear tells too much of strong colours. Metadata: `format`, `generator` and
+`entries`, a JSON list of `{"name", "kind", "low", "high", "step", "groups"}`, one for each
+direction.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ MAX_PARTS = 4  # coloured parts of a face
 MAX_HEADER = 64 * 1024  # bytes
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of the way from its middle
 FARTHEST = 5.0  # in units of colour_bounds: what is picked beyond is drawn at this distance
+FARTHEST_AIM = 7.5  # likewise: no face is moved farther than this by the map
 KEYS = {"name", "kind", "low", "high", "step", "groups"}
 
 
@@ -68,20 +72,36 @@ class Colour:
     step: Tensor  # [3, num_ws, w_dim]
     mean: Tensor  # [3]
     bounds: Tensor  # [3, 3]
+    aim: Tensor  # [3, 10]
 
     def predict(self, ws: Tensor) -> Tensor:
         """Return the colour `[3]` (Lab / 100) that ws `[num_ws, w_dim]` should give the part."""
         return self.weight @ ws.reshape(-1) + self.bias
 
+    def within(self, way: Tensor, farthest: float) -> Tensor:
+        """Shorten an offset `[3]` from the mean colour to what is no farther."""
+        return way * min(1.0, farthest / max((self.bounds @ way).norm().item(), 1e-6))
+
     def reachable(self, target: Tensor) -> Tensor:
         """Return the colour `[3]` nearest to `target` on the line to the mean that faces have."""
-        way = target - self.mean
-        return self.mean + way * min(1.0, FARTHEST / max((self.bounds @ way).norm().item(), 1e-6))
+        return self.mean + self.within(target - self.mean, FARTHEST)
+
+    def aimed(self, target: Tensor) -> Tensor:
+        """Return the colour `[3]` that the map must foretell for the part to get `target`."""
+        way = self.aim @ terms((self.reachable(target) - self.mean)[None])[0]
+        return self.mean + self.within(way, FARTHEST_AIM)
 
     def move(self, ws: Tensor, target: Tensor) -> Tensor:
         """Return ws moved towards the colour `target` `[3]`, as far as there are such faces."""
-        way = self.reachable(target) - self.predict(ws)
+        way = self.aimed(target) - self.predict(ws)
         return ws + torch.einsum("c,cld->ld", way, self.step)
+
+
+def terms(way: Tensor) -> Tensor:
+    """Return 1, offsets `[N, 3]` and their products with each other, `[N, 10]`."""
+    first, second = torch.triu_indices(3, 3)
+    products = way[:, first] * way[:, second]
+    return torch.cat([torch.ones_like(way[:, :1]), way, products], 1)
 
 
 @dataclass(frozen=True)
@@ -170,7 +190,7 @@ def hex_to_lab(colour: str) -> Tensor:
 
 def largest_file(G: Generator) -> int:
     """Return the size in bytes that no directions file of a generator can exceed."""
-    numbers = (2 * MAX_ENTRIES + 6 * MAX_PARTS) * G.num_ws * G.w_dim + MAX_ENTRIES + 15 * MAX_PARTS
+    numbers = (2 * MAX_ENTRIES + 6 * MAX_PARTS) * G.num_ws * G.w_dim + MAX_ENTRIES + 45 * MAX_PARTS
     return MAX_HEADER + 4 * numbers
 
 
@@ -202,9 +222,13 @@ def read_directions(path: Path, G: Generator, generator: str) -> Directions:
     parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
     if clash := sorted(set(parts) & set(sliders)):
         raise DirectionsError(f"in the directions file {clash[0]} is both a slider and a colour")
+    straight = torch.eye(10)[1:4]  # the aim of a file without one: the picked colour itself
     kinds = ("map", "bias", "step", "mean", "bounds")
     colours = {
-        part: Colour(*(tensors[f"colour_{kind}.{part}"] for kind in kinds))
+        part: Colour(
+            *(tensors[f"colour_{kind}.{part}"] for kind in kinds),
+            tensors.get(f"colour_aim.{part}", straight),
+        )
         for part in sorted(parts, reverse=True)  # hair before eyes
     }
     return Directions(
@@ -273,6 +297,8 @@ def expected_shapes(names: list[str], count: int, G: Generator) -> dict[str, tup
         shapes[f"colour_step.{part}"] = (3, G.num_ws, G.w_dim)
         shapes[f"colour_mean.{part}"] = (3,)
         shapes[f"colour_bounds.{part}"] = (3, 3)
+        if f"colour_aim.{part}" in names:
+            shapes[f"colour_aim.{part}"] = (3, 10)
     if set(names) != set(shapes):
         raise DirectionsError("the directions file lacks a tensor, or has an unknown one")
     return shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,13 +21,18 @@ from training.attributes import (
     JUDGE,
     FeatureReader,
     PixelReader,
+    TwoViewReader,
     average_precision,
+    blur,
     calibrate,
     choose_tags,
-    jitter,
+    hide,
     main,
     open_reader,
+    shake,
     split,
+    start_from,
+    tint,
 )
 from training.data import pack
 
@@ -77,19 +83,49 @@ def test_mirrored_features_are_those_of_mirrored_maps():
     assert torch.equal(reader.mirror(reader.gather(maps)), reader.gather([m.flip(3) for m in maps]))
 
 
-def test_jitter_shifts_whole_pictures_and_repeats_the_edge():
-    x = torch.arange(64.0).view(1, 1, 1, 64).expand(1, 3, 64, 64)
+def test_pictures_are_shaken_one_by_one_by_a_little():
+    x = torch.linspace(-1, 1, 128).view(1, 1, 1, 128).expand(200, 3, 128, 128)
     torch.manual_seed(1)
-    shifts = set()
-    for _ in range(40):
-        y = jitter(x, 2)
-        shift = (y[0, 0, 0, 32] - 32).item()
-        shifts.add(shift)
-        assert torch.equal(y, (x + shift).clamp(0, 63))
-    assert shifts == {-2, -1, 0, 1, 2}
+    middle = shake(x)[:, 0, 64, 64]  # of a slope, whose height tells the shift
+    assert middle.unique().numel() > 150
+    assert middle.mean().abs() < 0.02 and middle.std() == pytest.approx(0.05, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", [PixelReader, FeatureReader])
+def test_blur_softens_edges_and_leaves_plain_areas():
+    x = torch.cat([torch.ones(16, 3, 128, 63), -torch.ones(16, 3, 128, 65)], 3)
+    y = blur(x)
+    assert torch.equal(y[..., :48], x[..., :48]) and torch.equal(y[..., 80:], x[..., 80:])
+    steps = (y[..., 1:] - y[..., :-1]).abs().amax(dim=(1, 2, 3))
+    assert steps.min() < 1.5 and steps.max() <= 2
+
+
+def test_a_grey_square_hides_a_part_of_every_other_picture():
+    x = torch.full((20, 3, 128, 128), 3.0)  # a value that no grey has
+    hidden = (hide(x) != 3).sum((1, 2, 3))
+    assert hidden.tolist() == [3 * 32 * 32, 0] * 10
+
+
+def test_tints_differ_by_picture_and_channel():
+    y = tint(torch.zeros(64, 3, 4, 4))
+    assert torch.equal(y, y[:, :, :1, :1].expand_as(y))
+    assert y[:, :, 0, 0].std() == pytest.approx(0.04, rel=0.25)
+
+
+def test_the_builder_reads_mouths_at_their_own_size():
+    reader = TwoViewReader().eval()
+    images = torch.rand(1, 3, 128, 128) * 2 - 1
+    other = images.clone()
+    other[:, :, 80, 64] += torch.tensor([1.0, -1.0, 1.0])  # at 64 px, half of it is gone
+    with torch.no_grad():
+        first, second = (reader.look(x)[:, 96:] for x in (images, other))
+    assert not torch.equal(first, second)
+    other = images.clone()
+    other[:, :, :30] = 0  # above the middle
+    with torch.no_grad():
+        assert torch.equal(reader.look(other)[:, 96:], first)
+
+
+@pytest.mark.parametrize("kind", [PixelReader, TwoViewReader, FeatureReader])
 def test_readers_travel_strictly(kind, tmp_path):
     reader = kind(("smile", "hat")).eval()
     reader.threshold += torch.tensor([0.5, -1.0])
@@ -110,7 +146,7 @@ def test_readers_travel_strictly(kind, tmp_path):
 @pytest.mark.parametrize("tags", [(), "smile", [1], [""], 7])
 def test_tags_of_a_strangers_file_are_checked(tags):
     with pytest.raises(ModelError, match="tags"):
-        PixelReader(tags)
+        TwoViewReader(tags)
 
 
 def test_a_generator_is_no_reader():
@@ -120,8 +156,8 @@ def test_a_generator_is_no_reader():
 
 def test_thresholds_call_as_many_positive_as_are_labelled():
     rng = torch.Generator().manual_seed(0)
-    reader = PixelReader(("a", "b")).eval()
-    inputs = torch.randn(200, 3, 64, 64, generator=rng)
+    reader = TwoViewReader(("a", "b")).eval()
+    inputs = torch.randn(200, 3, 128, 128, generator=rng)
     targets = (torch.rand(200, 2, generator=rng) < torch.tensor([0.1, 0.6])).to(torch.uint8)
     calibrate(reader, inputs, targets)
     with torch.no_grad():
@@ -149,6 +185,28 @@ def test_a_reader_learns_and_its_figures_are_written(role, labelled, tmp_path, m
     right = (logits[:, 0] > 0).numpy() == (faces.labels[apart, 0] == 1)
     assert right.mean() > 0.85
     assert (reader.typical[1] > reader.typical[0]).all()
+
+
+def test_a_reader_starts_from_an_earlier_one(tmp_path):
+    old, new = TwoViewReader(("smile", "hat")), TwoViewReader(("smile", "hat", "blush"))
+    tensors = {name: t for name, t in old.state_dict().items() if not name.startswith("middle.")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    digest = start_from(new, tmp_path / "model.safetensors")
+    assert digest == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert torch.equal(new.layers[0].weight, old.layers[0].weight)
+    assert torch.equal(new.middle[0].weight, old.layers[0].weight)  # it has none of its own
+    assert new.head[2].weight.shape[0] == 3  # of other tags, so it learns afresh
+    with pytest.raises(ModelError, match="not readable as safetensors"):
+        start_from(new, tmp_path / "none.safetensors")
+    save_file({"more": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="no tensor that fits a TwoViewReader"):
+        start_from(new, tmp_path / "other.safetensors")
+
+
+def test_to_start_a_reader_one_must_be_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path), "--start", str(tmp_path)])
+    assert "name it with --only" in capsys.readouterr().err
 
 
 def test_data_without_tags_is_one_sentence(faces_dir, tmp_path, monkeypatch, capsys):

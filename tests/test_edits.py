@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from studio.directions import (
     FARTHEST,
+    FARTHEST_AIM,
     LEAST_WAY,
     DirectionsError,
     hex_to_lab,
@@ -176,6 +177,21 @@ def test_a_slider_leads_to_its_end_from_wherever_a_face_stands(folder: Path, G, 
     beyond = 1.5 * step.view(G.num_ws, G.w_dim)
     moved = directions.apply(beyond, (Edit("smile", 2.0),)) - beyond
     assert torch.allclose(moved.flatten(), LEAST_WAY * step, atol=1e-4)
+
+
+def test_an_aim_leads_beyond_the_picked_colour_within_bounds(G, tmp_path: Path):
+    save_generator(tmp_path)
+    aim = torch.zeros(3, 10)
+    aim[:, 0] = torch.tensor([0.02, 0.0, 0.0])
+    aim[:, 1:4] = 2.0 * torch.eye(3)
+    aim[1, 8] = 2.0  # a times b
+    save_directions(tmp_path, G, tensors={"colour_aim.hair": aim})
+    hair = Studio.open(tmp_path).directions.colours["hair"]
+    ws, way = torch.zeros(G.num_ws, G.w_dim), torch.tensor([0.1, 0.2, -0.3])
+    there = hair.predict(hair.move(ws, hair.mean + way)) - hair.mean
+    assert torch.allclose(there, 2 * way + torch.tensor([0.02, -0.12, 0.0]), atol=1e-3)
+    far = hair.predict(hair.move(ws, hair.mean + 100 * way)) - hair.mean
+    assert (hair.bounds @ far).norm() == pytest.approx(FARTHEST_AIM, abs=1e-3)
 
 
 def test_sliders_come_before_colours(folder: Path, G):

@@ -20,13 +20,21 @@ from training.colours import find_regions, to_lab
 from training.directions import (
     FILE_NAME,
     FORMAT,
+    FULL,
     LEAST_WAY,
     MOST_WAY,
     Coordinates,
+    Direction,
+    Fitted,
+    Probe,
+    draw,
+    drop_unseen,
     families,
     family,
+    fit_aim,
     fit_linear,
     main,
+    quadratic_terms,
     sample_ws,
     slider_name,
     solve_steps,
@@ -186,6 +194,7 @@ def test_the_file_is_as_agreed(fitted, G):
     for part in ("hair", "eyes"):
         assert tensors[f"colour_map.{part}"].shape == (3, G.num_ws * G.w_dim)
         assert tensors[f"colour_step.{part}"].shape == (3, G.num_ws, G.w_dim)
+        assert tensors[f"colour_aim.{part}"].shape == (3, 10)
     for entry, step in zip(entries, tensors["directions"], strict=True):
         moved = {name for name, part in G.layer_groups.items() if step[part].any()}
         assert moved == set(entry["groups"]), entry
@@ -216,7 +225,47 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks
 
 
+def test_what_is_hardly_seen_has_no_slider(G):
+    judge = SumReader()
+    index = SumReader.TAGS.index("bright")
+    judge.threshold[:index], judge.threshold[index + 1 :] = 1e3, 1e3  # it sees no other tag
+    probe = Probe(G, judge, 48)
+    ws = G.mapping(latents_from_seeds(range(400), G.z_dim))
+    brightest = ws[judge(draw(G, ws, 64))[:, index].argmax()] - G.w_avg
+    nowhere = torch.zeros(G.num_ws * G.w_dim), torch.zeros(())
+    step = 2 * brightest / FULL
+    share = (probe.move(FULL * step)[1][:, index] > 0).float().mean()
+    assert share > 0.6  # or this test shows nothing
+
+    def kept(judge: SumReader, step: Tensor) -> list[str]:
+        slider = Direction("bright", "attribute", ("middle",), step, *nowhere)
+        fitted = Fitted([slider], [], {}, None)
+        drop_unseen(fitted, G, judge, 48)
+        assert len(fitted.directions) + len(fitted.weak) == 1
+        return [d.name for d in fitted.directions]
+
+    judge.typical[1, index] = 1e-3
+    assert kept(judge, step) == ["bright"]
+    assert kept(judge, -step) == []  # the judge does not see it
+    judge.typical[1, index] = 1e3
+    assert kept(judge, step) == []  # it does, but in no face as in those that have the tag
+
+
+def test_strong_colours_are_asked_for_beyond_themselves():
+    rng = torch.Generator().manual_seed(0)
+    asked = torch.rand(400, 3, generator=rng) * 0.8 - 0.4
+    got = asked - 0.8 * asked.square() * asked.sign()  # what saturates
+    got[:, 1] = 0.6 * asked[:, 1] + 0.5 * asked[:, 0] * asked[:, 2] + 0.05
+    aim = fit_aim(asked, got)
+    assert aim.shape == (3, 10)
+    plain, aimed = got - asked, quadratic_terms(got) @ aim.T - asked
+    assert aimed[:, 1].norm() < 0.3 * plain[:, 1].norm()
+    assert aimed[:, ::2].norm() < 0.6 * plain[:, ::2].norm()
+
+
 def test_reader_and_writer_agree():
+    ways = torch.randn(7, 3)
+    assert torch.equal(reading.terms(ways), quadratic_terms(ways))
     assert FORMAT == reading.FORMAT
     assert (LEAST_WAY, MOST_WAY) == (reading.LEAST_WAY, reading.MOST_WAY)
 

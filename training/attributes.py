@@ -27,18 +27,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import NETWORKS, KaoganModel, ModelError, keep_freed_memory, load_network
+from model import (
+    NETWORKS,
+    WEIGHTS_NAME,
+    KaoganModel,
+    ModelError,
+    keep_freed_memory,
+    load_network,
+)
 from training.data import DataError, Faces, indices, pack
 from training.metrics import EfficientNetLite0, MetricsError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "attributes"
-SIZE = 64  # px that both readers look at, whatever the picture's own size
+SIZE = 64  # px that the judge looks at, and the builder twice: all of a picture, and its middle
 MIN_POSITIVES = 150  # labelled pictures without which a tag is not learned
 MAX_TAGS = 1000
 MAX_WEIGHT = 20.0  # of a rare tag's positives, against noise in the labels
+TURN, SCALE, SHIFT = 0.07, 0.05, 0.05  # of the builder's pictures: radians, share, half widths
+CONTRAST, BRIGHTNESS = 0.1, 0.04  # likewise, of pictures in [-1, 1]; standard deviations all
 HELD_OUT, BUILDER, JUDGE = range(3)  # parts of the data
 BLOCK = 256  # pictures read at once outside training
 FIGURES = "figures.json"
@@ -61,7 +72,9 @@ class TagReader(KaoganModel):
         ModelError: no list of at least one text.
     """
 
-    shift = 0  # px that training pictures are moved by at most
+    size = SIZE  # px of the pictures it looks at, whatever their own size
+    balance = 1.0  # exponent of a tag's negatives over its positives, the weight of the latter
+    smoothing = 0.0  # of the labels: what a 0 is taken for, and 1 less than that a 1
 
     def __init__(self, tags: Sequence[str]) -> None:
         super().__init__()
@@ -83,6 +96,10 @@ class TagReader(KaoganModel):
     def mirror(self, inputs: Tensor) -> Tensor:
         """Turn what `prepare` returned into what it would about return for mirrored pictures."""
         return inputs.flip(3)
+
+    def augment(self, inputs: Tensor) -> Tensor:
+        """Change what `prepare` returned in ways that leave the tags as they are, at random."""
+        return inputs
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images `[N, C, H, W]` in [-1, 1] to what tags are read from, `[N, …]`, and logits."""
@@ -122,44 +139,87 @@ class Residual(nn.Module):
 
 
 class PixelReader(TagReader):
-    """A residual network of 0.4 M parameters, learned from pixels alone; the builder.
+    """A residual network of 0.4 M parameters, learned from pixels alone.
 
     Its last map is read place by place: the faces are aligned, so a cell means the same part.
     """
 
+    balance = 0.5
+    smoothing = 0.02
     WIDTHS = (16, 32, 64, 96)  # of the maps of 32, 16, 8 and 4 px
-    shift = 2
+    CELLS = (SIZE // 2 ** len(WIDTHS)) ** 2  # of the last one
 
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
-        first, *rest = self.WIDTHS
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, first, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(first),
-            nn.ReLU(),
-            nn.Conv2d(first, first, 3, 1, 1),
-        ]
-        for narrow, wide in zip(self.WIDTHS, rest, strict=False):
-            layers += [nn.Conv2d(narrow, wide, 4, 2, 1), Residual(wide)]
-        last = self.WIDTHS[-1]
-        layers += [nn.BatchNorm2d(last), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)]
-        side = SIZE // 2 ** len(self.WIDTHS)
-        self.layers = nn.Sequential(*layers, nn.Linear(last * side**2, len(tags)))
+        head = (nn.Flatten(), nn.Dropout(0.3), nn.Linear(self.WIDTHS[-1] * self.CELLS, len(tags)))
+        self.layers = nn.Sequential(*trunk(self.WIDTHS), *head)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn images into `[N, 3, 64, 64]`."""
-        return resize(images, SIZE)
+        """Turn images into `[N, 3, size, size]`."""
+        return resize(images, self.size)
+
+    def augment(self, inputs: Tensor) -> Tensor:
+        """Turn, scale, shift, blur and tint pictures a little, and hide a part of some."""
+        return hide(tint(blur(shake(inputs))))
+
+    def look(self, inputs: Tensor) -> Tensor:
+        """Map what `prepare` returned to the last maps, `[N, …, 4, 4]`."""
+        return self.layers[:-3](inputs.contiguous(memory_format=torch.channels_last))
+
+    def tell(self, seen: Tensor) -> Tensor:
+        """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""
+        return self.layers[-3:](seen)
 
     def score(self, inputs: Tensor) -> Tensor:
-        """Map `[N, 3, 64, 64]` to logits `[N, L]`."""
-        return self.layers(inputs.contiguous(memory_format=torch.channels_last))
+        """Map what `prepare` returned to logits `[N, L]`."""
+        return self.tell(self.look(inputs))
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images `[N, C, H, W]` in [-1, 1] to the last map `[N, 96, 4, 4]` and logits."""
-        inputs = self.prepare(images).contiguous(memory_format=torch.channels_last)
-        body, head = self.layers[:-3], self.layers[-3:]
-        seen = body(inputs)
-        return seen, head(seen) - self.threshold
+        """Map images `[N, C, H, W]` in [-1, 1] to the last maps `[N, …, 4, 4]` and logits."""
+        seen = self.look(self.prepare(images))
+        return seen, self.tell(seen) - self.threshold
+
+
+class TwoViewReader(PixelReader):
+    """Two such networks: all of the picture at 64 px, and its middle as it is at 128; the builder.
+
+    The second sees the 64×64 px around eyes and mouth, since a mouth is 3 px wide in the first.
+    """
+
+    size = 2 * SIZE
+    MIDDLE = (40, 32)  # top and left of the second view, px
+
+    def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
+        super().__init__(tags)
+        self.layers, self.middle = trunk(self.WIDTHS), trunk(self.WIDTHS)
+        features = 2 * self.WIDTHS[-1] * self.CELLS
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, len(tags)))
+
+    def look(self, inputs: Tensor) -> Tensor:
+        """Map `[N, 3, 128, 128]` to the last maps `[N, 192, 4, 4]` of both networks."""
+        top, left = self.MIDDLE
+        whole, middle = F.avg_pool2d(inputs, 2), inputs[:, :, top : top + SIZE, left : left + SIZE]
+        views = zip((self.layers, self.middle), (whole, middle), strict=True)
+        maps = [net(x.contiguous(memory_format=torch.channels_last)) for net, x in views]
+        return torch.cat(maps, 1)
+
+    def tell(self, seen: Tensor) -> Tensor:
+        """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""
+        return self.head(seen)
+
+
+def trunk(widths: Sequence[int]) -> nn.Sequential:
+    """Return a network from `[N, 3, S, S]` to `[N, widths[-1], S / 2**len(widths), …]`."""
+    first, *rest = widths
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, first, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.Conv2d(first, first, 3, 1, 1),
+    ]
+    for narrow, wide in zip(widths, rest, strict=False):
+        layers += [nn.Conv2d(narrow, wide, 4, 2, 1), Residual(wide)]
+    return nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
 
 
 class FeatureReader(TagReader):
@@ -209,10 +269,12 @@ class FeatureReader(TagReader):
 
 
 # So that config.json may name them, whoever loads it.
-READERS: dict[str, type[TagReader]] = {"PixelReader": PixelReader, "FeatureReader": FeatureReader}
+READERS: dict[str, type[TagReader]] = {
+    kind.__name__: kind for kind in (PixelReader, TwoViewReader, FeatureReader)
+}
 NETWORKS.update(READERS)
 ROLES: dict[str, tuple[int, type[TagReader]]] = {
-    "builder": (BUILDER, PixelReader),
+    "builder": (BUILDER, TwoViewReader),
     "judge": (JUDGE, FeatureReader),
 }
 
@@ -293,7 +355,8 @@ def fit(
     share = max(1, batch_size // accelerator.num_processes)
     steps = math.ceil(epochs * len(inputs) / batch_size)
     positives = targets.sum(0).clamp(min=1)
-    weight = ((len(targets) - positives) / positives).clamp(max=MAX_WEIGHT).to(accelerator.device)
+    weight = ((len(targets) - positives) / positives) ** reader.balance
+    weight = weight.clamp(max=MAX_WEIGHT).to(accelerator.device)
     optimizer = torch.optim.AdamW(reader.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
     module, optimizer = accelerator.prepare(Scorer(reader.train()), optimizer)
@@ -303,8 +366,9 @@ def fit(
         index, flip = indices(position, share, size=len(inputs), seed=seed)
         x, mirrored = inputs[index].to(accelerator.device).float(), torch.from_numpy(flip)
         x[mirrored] = reader.mirror(x[mirrored])
-        x = jitter(x, reader.shift)
+        x = reader.augment(x)
         y = targets[index].to(accelerator.device).float()
+        y = y * (1 - 2 * reader.smoothing) + reader.smoothing
         loss = F.binary_cross_entropy_with_logits(module(x), y, pos_weight=weight)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -325,13 +389,33 @@ class Scorer(nn.Module):
         return self.reader.score(inputs)
 
 
-def jitter(x: Tensor, reach: int) -> Tensor:
-    """Shift a batch `[N, C, H, W]` as one by up to `reach` px either way, repeating the edge."""
-    if not reach:
-        return x
-    top, left = torch.randint(2 * reach + 1, (2,)).tolist()
-    padded = F.pad(x, [reach] * 4, mode="replicate")
-    return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+def shake(x: Tensor) -> Tensor:
+    """Turn, scale and shift each of a batch `[N, C, H, W]` by a little, repeating the edge."""
+    turn, scale = TURN * torch.randn(len(x)), 1 + SCALE * torch.randn(len(x))
+    rows = torch.stack([scale * turn.cos(), scale * turn.sin(), SHIFT * torch.randn(len(x))], 1)
+    more = torch.stack([-rows[:, 1], rows[:, 0], SHIFT * torch.randn(len(x))], 1)
+    grid = F.affine_grid(torch.stack([rows, more], 1).to(x.device), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def blur(x: Tensor) -> Tensor:
+    """Mix each of a batch `[N, C, H, W]` with what is left of it at half the size."""
+    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    return torch.lerp(x, soft, torch.rand(len(x), 1, 1, 1, device=x.device))
+
+
+def tint(x: Tensor) -> Tensor:
+    """Change contrast and, by channel, brightness of each of a batch `[N, C, H, W]`."""
+    contrast = 1 + CONTRAST * torch.randn(len(x), 1, 1, 1, device=x.device)
+    return x * contrast + BRIGHTNESS * torch.randn(len(x), x.shape[1], 1, 1, device=x.device)
+
+
+def hide(x: Tensor) -> Tensor:
+    """Lay a grey square a quarter as wide on every other of a batch `[N, C, H, W]`, in place."""
+    side, height = x.shape[2] // 4, x.shape[2]
+    for face, (top, left) in zip(x[::2], torch.randint(height - side, (len(x), 2)), strict=False):
+        face[:, top : top + side, left : left + side] = torch.rand(1).item() * 2 - 1
+    return x
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -366,8 +450,39 @@ def calibrate(reader: TagReader, inputs: Tensor, targets: Tensor) -> dict[str, f
     return precision
 
 
-def train_reader(role: str, faces: Faces, out: Path, *, epochs: int, seed: int) -> None:
-    """Train one reader on its own half and write it, with its figures, into a folder."""
+@torch.no_grad()
+def start_from(reader: TagReader, file: Path) -> str:
+    """Take over each tensor of the same name and shape; return the file's SHA-256, 64 hex digits.
+
+    The network of the picture's middle, where the file has none, starts as the whole picture's.
+
+    Raises:
+        ModelError: no readable safetensors, or nothing in it fits.
+    """
+    try:
+        content = file.read_bytes()
+        old = load(content)
+    except (OSError, SafetensorError):
+        raise ModelError(f"{file} is not readable as safetensors; give a reader's folder") from None
+    taken = 0
+    for name, new in reader.state_dict().items():
+        source = old.get(name, old.get(name.replace("middle.", "layers.")))
+        if source is not None and source.shape == new.shape:
+            new.copy_(source)
+            taken += 1
+    if not taken:
+        raise ModelError(f"{file} holds no tensor that fits a {type(reader).__name__}")
+    return hashlib.sha256(content).hexdigest()
+
+
+def train_reader(
+    role: str, faces: Faces, out: Path, *, epochs: int, seed: int, start: Path | None = None
+) -> None:
+    """Train one reader on its own half and write it, with its figures, into a folder.
+
+    Args:
+        start: folder of a reader of the same half, whose weights are taken over where they fit.
+    """
     part, kind = ROLES[role]
     tags, _ = choose_tags(faces)
     parts = split(len(faces))
@@ -375,7 +490,8 @@ def train_reader(role: str, faces: Faces, out: Path, *, epochs: int, seed: int) 
     targets = torch.from_numpy(faces.labels[:, columns].astype(np.uint8))
     torch.manual_seed(seed)
     reader = kind(tags)
-    start = time.process_time()
+    started = start_from(reader, start / WEIGHTS_NAME) if start else None
+    begin = time.process_time()
     rows, apart = np.flatnonzero(parts == part), np.flatnonzero(parts == HELD_OUT)
     fit(
         reader,
@@ -392,7 +508,8 @@ def train_reader(role: str, faces: Faces, out: Path, *, epochs: int, seed: int) 
         "kept_apart": len(apart),
         "epochs": epochs,
         "seed": seed,
-        "cpu_minutes": round((time.process_time() - start) / 60, 1),
+        "started_from": started,
+        "cpu_minutes": round((time.process_time() - begin) / 60, 1),
         "positives": dict(zip(tags, targets[apart].sum(0).tolist(), strict=True)),
         "average_precision": {tag: round(value, 4) for tag, value in precision.items()},
     }
@@ -400,6 +517,12 @@ def train_reader(role: str, faces: Faces, out: Path, *, epochs: int, seed: int) 
     (out / "README.md").unlink(missing_ok=True)  # the Hub's own card; ours is one folder up
     mean = np.mean(list(precision.values()))
     print(f"{role}: mean average precision {mean:.3f} over {len(tags)} tags", flush=True)
+
+
+def told_start(figures: dict) -> str:
+    """Say which weights a reader started from, where it did."""
+    digest = figures.get("started_from")
+    return f", from an earlier reader of the same half (SHA-256 {digest[:12]}…)" if digest else ""
 
 
 def write_card(out: Path, left_out: dict[str, int]) -> None:
@@ -418,7 +541,7 @@ def write_card(out: Path, left_out: dict[str, int]) -> None:
     lines.append("| **mean** | | " + " | ".join(f"**{m:.3f}**" for m in means) + " |")
     about = "\n".join(
         f"- `{role}`: {f['network']}, {f['epochs']} epochs over {f['trained_on']:,} pictures, "
-        f"seed {f['seed']}, {f['cpu_minutes']} minutes of one CPU thread."
+        f"seed {f['seed']}, {f['cpu_minutes']} minutes of one CPU thread{told_start(f)}."
         for role, f in figures.items()
     )
     rare = ", ".join(f"{tag} ({n})" for tag, n in left_out.items()) or "none"
@@ -432,7 +555,8 @@ CARD = """\
 # Readers of tags
 
 Written by `python -m training.attributes --data anime-portraits-128`. Two networks that see tags in
-64 px faces; they share no training picture and no layer. `builder` labels generated faces for
+faces, the judge at 64 px, the builder at 64 px and, around eyes and mouth, at 128 px; they share no
+training picture and no layer. `builder` labels generated faces for
 `python -m training.directions`; `judge` measures the edits in `python -m benchmarks.directions`.
 The page loads neither.
 
@@ -459,18 +583,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: %(default)s)")
     parser.add_argument("--only", choices=tuple(ROLES), help="train this one alone")
     parser.add_argument("--epochs", type=int, default=14, help="passes (default: %(default)s)")
+    parser.add_argument("--start", type=Path, help="folder of a reader to go on from, with --only")
     parser.add_argument("--seed", type=int, default=0, help="of the builder; the judge's is next")
     options = parser.parse_args(arguments)
+    if options.start and not options.only:
+        parser.error("--start goes on from one reader; name it with --only")
     keep_freed_memory()
     try:
-        faces = pack(options.data, SIZE)
-        _, left_out = choose_tags(faces)
-        for offset, role in enumerate(ROLES):
+        for offset, (role, (_, kind)) in enumerate(ROLES.items()):
             if options.only in (None, role):
+                faces = pack(options.data, kind.size)
+                _, left_out = choose_tags(faces)
                 folder = options.out / role
                 folder.mkdir(parents=True, exist_ok=True)
                 seed = options.seed + offset
-                train_reader(role, faces, folder, epochs=options.epochs, seed=seed)
+                train_reader(
+                    role, faces, folder, epochs=options.epochs, seed=seed, start=options.start
+                )
         write_card(options.out, left_out)
     except (DataError, ModelError, MetricsError, OSError) as error:
         print(f"attributes: {error}", file=sys.stderr)

@@ -17,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import Generator
-from training.attributes import TagReader, resize
+from training.attributes import SIZE, TagReader, resize
 from training.colours import Palette
 
 FACES = 10  # of one step of Adam
 RATE = 0.1  # of Adam, in standard deviations of w
-SHIFT = 2  # px of 64, of what the reader is shown
+SHIFT = 1 / 32  # of the picture's side, of what the reader is shown
 CONTRAST, NOISE = 0.15, 0.08  # standard deviations
 HOLD = 2.0  # weight of another tag's move, in its gaps, against the tag's own
 CHANGE = 0.3  # weight of the picture's change, as a share of the difference of two faces
 TINT = 1.0  # weight of a change at 16 px where faces are alike, for tags that are no colour
 NOVELTY = 0.25  # weight of the change of what the reader sees, likewise
+FAR = 1.3  # of other faces' distance from the mean colour, in what colours' steps are tried on
 SHARP = 4.0  # of the bend at the target, in 1 / gap
 
 
@@ -37,7 +38,7 @@ class Faces:
 
     Attributes:
         ws: `[N, num_ws, w_dim]`.
-        images: `[N, 3, 64, 64]` in [-1, 1].
+        images: `[N, 3, S, S]` in [-1, 1], as large as the reader looks at them.
         whiten: maps steps `[..., num_ws, w_dim]` to white coordinates; `colour` maps them back.
     """
 
@@ -66,7 +67,7 @@ class Faces:
 
         Args:
             rows: indices of the faces, `[n]`.
-            drawn: these faces after the step, `[n, 3, 64, 64]`.
+            drawn: these faces after the step, `[n, 3, S, S]`.
             others: indices of the tags that should stay.
             rng: of how they are shown.
         """
@@ -112,13 +113,14 @@ def relative(after: Tensor, before: Tensor, spread: Tensor) -> Tensor:
 
 def shown(count: int, size: int, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
     """Return a way to show faces `[count, 3, size, size]`, the same for all it is applied to."""
-    left, top = torch.randint(2 * SHIFT + 1, (2,), generator=rng).tolist()
+    reach = round(SHIFT * size)
+    left, top = torch.randint(2 * reach + 1, (2,), generator=rng).tolist()
     mirrored = bool(torch.randint(2, (1,), generator=rng))
     contrast = 1 + CONTRAST * torch.randn(count, 3, 1, 1, generator=rng)
     noise = NOISE * torch.randn(count, 3, size, size, generator=rng)
 
     def show(images: Tensor) -> Tensor:
-        images = F.pad(images, [SHIFT] * 4, mode="replicate")
+        images = F.pad(images, [reach] * 4, mode="replicate")
         images = images[:, :, top : top + size, left : left + size]
         images = images.flip(3) if mirrored else images
         return (images * contrast + noise).clamp(-1, 1)
@@ -195,20 +197,24 @@ def refine_colour(
 
     Args:
         predicted: the part's colour in each face, as the linear map has it, `[N, 3]`.
-        targets: colours that faces have, `[T, 3]`; each step of Adam asks for some of them.
+        targets: colours that faces have, `[T, 3]`; each step of Adam asks for some like them, but
+            FAR times as far from the mean, as people pick them.
         others: tags that should stay.
         steps: of Adam.
     """
     rng = torch.Generator().manual_seed(0)
-    spread = (targets - targets.mean(0)).square().sum(1).mean()
+    middle = targets.mean(0)
+    spread = (targets - middle).square().sum(1).mean()
     unit = spread.sqrt()  # so that Adam's rate means for colours what it means for tags
 
     def loss(rows: Tensor, step: Tensor) -> Tensor:
         wanted = targets[torch.randint(len(targets), (len(rows),), generator=rng)]
+        wanted = middle + FAR * (wanted - middle)
         way = (wanted - predicted[rows]) / unit
         drawn = faces.draw(faces.ws[rows] + torch.einsum("nc,cld->nld", way, step))
         costs = faces.loss(rows, drawn, torch.tensor(others), rng)
-        missed = (palette.measure(drawn)[part] - wanted).square().sum(1).mean() / spread
+        found = palette.measure(resize(drawn, SIZE))[part]
+        missed = (found - wanted).square().sum(1).mean() / spread
         return missed + costs.total(recoloured=True)
 
     return descend(step * unit, steps, faces, loss) / unit

@@ -73,10 +73,14 @@ SHORTER = 0.85  # of its length, at a time
 REFINE_STEPS = 24  # of Adam, the first time; half of it after each ease
 MOST_FLIPPED = 0.5  # of faces in which a slider may flip any one other tag
 LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
+CLEAR, LEAST_CLEAR = 0.5, 0.4  # of a typical face's logit, and of faces that must get so far
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
-COLOUR_STEPS = 30  # of Adam
+COLOUR_STEPS = 60  # of Adam
+MOVED = 4  # times that each face is moved to some colour, to learn where steps lead
+MOVED_WEIGHT = 0.5  # of all these against all that were drawn
+WIDE = (0.5, 2.0)  # of the way from the mean colour to another face's, in such moves
 COLOUR_GROUPS = {"hair": ("middle", "fine"), "eyes": ("middle", "fine")}
 COLOURED = ("middle", "fine")  # groups of layers that a colour's slider may use; others all
 
@@ -175,10 +179,10 @@ def sample_ws(G: Generator, start: int, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def draw(G: Generator, ws: Tensor) -> Tensor:
-    """Draw faces `[N, 3, 64, 64]` in [-1, 1], rounded to bytes as people see them."""
-    batches = (quantise(G.synthesis(part)).float() / 127.5 - 1 for part in ws.split(BATCH))
-    return torch.cat([resize(batch, SIZE) for batch in batches])
+def draw(G: Generator, ws: Tensor, size: int) -> Tensor:
+    """Draw faces `[N, 3, size, size]` in [-1, 1], rounded to bytes as people see them."""
+    batches = (floats(quantise(G.synthesis(part))) for part in ws.split(BATCH))
+    return torch.cat([resize(batch, size) for batch in batches])
 
 
 @torch.inference_mode()
@@ -203,10 +207,10 @@ class Samples:
         for start in tqdm(steps, desc="drawing", unit="batch", disable=None):
             with torch.inference_mode():
                 ws = sample_ws(G, start, min(BATCH, FIRST_SEED + count - start))
-            faces = draw(G, ws)
+            faces = draw(G, ws, reader.size)
             u.append(at.encode(ws))
             logits.append(read(reader, faces))
-            images.append(quantise(faces))
+            images.append(quantise(resize(faces, SIZE)))
         return cls(torch.cat(u), torch.cat(logits), torch.cat(images))
 
 
@@ -266,7 +270,7 @@ class Probe:
         z = latents_from_seeds(range(first, first + count), G.z_dim)
         with torch.inference_mode():
             self.ws = G.mapping(z.to(G.w_avg.device), 0.7).contiguous()
-        self.images = draw(G, self.ws)
+        self.images = draw(G, self.ws, reader.size)
         self.logits = read(reader, self.images)
         self.spread = (self.images - self.images.roll(1, 0)).square().mean().sqrt().item()
 
@@ -283,7 +287,7 @@ class Probe:
         Returns:
             images and logits after it, and the root mean square change as a share of `spread`.
         """
-        images = draw(self.G, self.ws[:count] + step)
+        images = draw(self.G, self.ws[:count] + step, self.reader.size)
         change = (images - self.images[:count]).square().mean().sqrt().item() / self.spread
         return images, read(self.reader, images), change
 
@@ -502,8 +506,8 @@ def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> N
     """Move sliders of which another reader sees little, or too much else, to the weak ones.
 
     A step may please the reader that it was fitted with and still draw nothing that another one
-    would call by that name: glasses, where the generator has never drawn any; or draw another
-    thing: pink hair for pink eyes.
+    would call by that name, or just so, where a person would not: glasses, where the generator has
+    never drawn any; or draw another thing: pink hair for pink eyes.
     """
     probe = Probe(G, judge, count)
     columns = {slider_name(tag): k for k, tag in enumerate(judge.tags)}
@@ -511,10 +515,11 @@ def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> N
         index = columns[direction.name]
         _, logits, _ = probe.move(direction.full(probe.ws))
         shares = (logits > 0).float().mean(0)
+        clear = (logits > CLEAR * judge.typical[1]).float().mean(0)[index]
         flipped = ((logits > 0) != (probe.logits > 0)).float().mean(0)
         direction.seen = min(direction.seen, shares[index].item())
         worst = flipped[others_of(judge.tags, judge.tags[index])].max()
-        if shares[index] < LEAST_SEEN or worst > MOST_FLIPPED:
+        if shares[index] < LEAST_SEEN or clear < LEAST_CLEAR or worst > MOST_FLIPPED:
             fitted.directions.remove(direction)
             fitted.weak.append(direction)
 
@@ -590,6 +595,7 @@ class ColourFit:
     step: Tensor  # [3, num_ws, w_dim]
     mean: Tensor  # [3]
     bounds: Tensor  # [3, 3]
+    aim: Tensor  # [3, 10]
 
 
 def fit_colours(
@@ -597,8 +603,9 @@ def fit_colours(
 ) -> dict[str, ColourFit]:
     """Fit, for each part, the map from ws to its colour, the steps that move it, and its bounds.
 
-    The map is fitted a second time, also to faces that were moved along the first steps, so that it
-    tells the truth where an edit leads.
+    The map is fitted a second time, also to faces that were moved along the steps, so that it tells
+    the truth where an edit leads. Where a linear map cannot, the aim makes up for it: faces are
+    moved to colours by the map, and what to ask of it is fitted to what they got.
     """
     tags = probe.reader.tags
     kin = families(tags)
@@ -620,31 +627,68 @@ def fit_colours(
             others=others,
             steps=COLOUR_STEPS,
         )
-        u, moved = moved_faces(probe, at, (rows, bias), steps, palette, part, colours[part])
-        both = torch.cat([samples.u, *[u] * 3]), torch.cat([colours[part], *[moved] * 3])
-        flat, offset = at.flatten(*fit_linear(*both))
+        mean = colours[part].mean(0)
+        moves = Moves(probe, at, steps, palette, part, colours[part])
+        u, _, moved = moves.draw((rows, bias), seed=1)
+        times = max(1, round(MOVED_WEIGHT * len(samples.u) / len(u)))
+        both = torch.cat([samples.u, *[u] * times]), torch.cat([colours[part], *[moved] * times])
+        linear = fit_linear(*both)
+        _, asked, got = moves.draw(linear, seed=2)
+        aim = fit_aim(asked - mean, got - mean)
         root = torch.linalg.cholesky(torch.cov(colours[part].T) + 1e-6 * torch.eye(3))
-        bounds = torch.linalg.inv(root)
-        fits[part] = ColourFit(flat, offset, steps, colours[part].mean(0), bounds)
+        fits[part] = ColourFit(*at.flatten(*linear), steps, mean, torch.linalg.inv(root), aim)
     return fits
 
 
-def moved_faces(
-    probe: Probe,
-    at: Coordinates,
-    seen_by: tuple[Tensor, Tensor],
-    steps: Tensor,
-    palette: Palette,
-    part: str,
-    targets: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Move the probe's faces to colours of other faces; return their u and the part's colours."""
-    rng = torch.Generator().manual_seed(1)
-    wanted = targets[torch.randint(len(targets), (len(probe.ws),), generator=rng)]
-    rows, bias = seen_by
-    ways = wanted - (at.encode(probe.ws) @ rows.T + bias)
-    ws = probe.ws + torch.einsum("nc,cld->nld", ways, steps)
-    return at.encode(ws), palette.measure(draw(probe.G, ws))[part]
+def fit_aim(asked: Tensor, got: Tensor) -> Tensor:
+    """Return `[3, 10]`: what to ask for, from `quadratic_terms` of what is wanted.
+
+    Args:
+        asked, got: offsets from the mean colour, `[N, 3]`.
+    """
+    terms = quadratic_terms(got).double()
+    scatter = terms.T @ terms / len(terms)
+    scatter += 1e-3 * torch.diag(scatter.diagonal())
+    return torch.linalg.solve(scatter, terms.T @ asked.double() / len(terms)).T.float()
+
+
+def quadratic_terms(way: Tensor) -> Tensor:
+    """Return 1, offsets `[N, 3]` and their products with each other, `[N, 10]`."""
+    first, second = torch.triu_indices(3, 3)
+    return torch.cat([torch.ones_like(way[:, :1]), way, way[:, first] * way[:, second]], 1)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Moves of the probe's faces to colours of other faces, and beyond."""
+
+    probe: Probe
+    at: Coordinates
+    steps: Tensor  # [3, num_ws, w_dim]
+    palette: Palette
+    part: str
+    colours: Tensor  # [N, 3], of other faces
+
+    def draw(self, seen_by: tuple[Tensor, Tensor], *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Move each face MOVED times, as a linear map from u sees it.
+
+        Returns:
+            u `[M, D]` after it, the colours asked for and those that the part got, `[M, 3]`.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        ws = self.probe.ws.repeat(MOVED, 1, 1)
+        far = WIDE[0] + (WIDE[1] - WIDE[0]) * torch.rand(len(ws), 1, generator=rng)
+        mean = self.colours.mean(0)
+        some = self.colours[torch.randint(len(self.colours), (len(ws),), generator=rng)]
+        asked = mean + far * (some - mean)
+        rows, bias = seen_by
+        ways = asked - (self.at.encode(ws) @ rows.T + bias)
+        ws = ws + torch.einsum("nc,cld->nld", ways, self.steps)
+        return (
+            self.at.encode(ws),
+            asked,
+            self.palette.measure(draw(self.probe.G, ws, SIZE))[self.part],
+        )
 
 
 # ------------------------------------------------------------------------------------------
@@ -674,7 +718,7 @@ class Fitted:
         }
         for part, colour in self.colours.items():
             tensors[f"colour_map.{part}"] = colour.weight
-            for name in ("bias", "step", "mean", "bounds"):
+            for name in ("bias", "step", "mean", "bounds", "aim"):
                 tensors[f"colour_{name}.{part}"] = getattr(colour, name)
         metadata = {
             "format": FORMAT,
