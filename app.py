@@ -86,7 +86,7 @@ def lay_out_head(studio: Studio) -> None:
         )
         gr.HTML(f'<nav aria-label="Language · 语言 · 言語">{buttons}</nav>', elem_id="languages")
     if studio.notice:
-        gr.Markdown(studio.notice, elem_id="notice")
+        gr.Markdown(label("notice.bundled"), elem_id="notice")
 
 
 def lay_out_tabs(desk: Desk) -> tuple[dict[str, Any], dict[str, gr.Tab]]:

@@ -314,12 +314,15 @@ def test_on_a_space_the_link_is_the_spaces_own(studio: Studio, tmp_path: Path, m
 # Starting
 
 
-def test_a_notice_stands_on_the_page(generator_dir: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("notice", ["", "The weights of owner/gone could not be loaded."])
+def test_a_notice_stands_on_the_page(generator_dir: Path, tmp_path: Path, monkeypatch, notice: str):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     studio = Studio.open(generator_dir)
-    studio.notice = "Other weights than asked are shown."
-    shown = [c.get("props", {}).get("value") for c in app.build(studio)[0].config["components"]]
-    assert studio.notice in shown
+    studio.notice = notice
+    shown = [c["props"] for c in app.build(studio)[0].config["components"]]
+    values = [str(p["value"]) for p in shown if p.get("elem_id") == "notice"]
+    assert len(values) == bool(notice)
+    assert all("notice.bundled" in value for value in values)
 
 
 def test_weights_without_sliders_say_why(generator_dir: Path, tmp_path: Path, monkeypatch):

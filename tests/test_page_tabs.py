@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from model import SEED_MAX
 from studio.best import best_of
 from studio.faces import Studio
+from studio.pictures import png_bytes, to_image
 from studio.recipe import Between, Mix, Recipe, Vary
 from studio.tabs.wall import BEST_OF, RADIUS
 from studio.words import TEXTS
@@ -108,6 +109,44 @@ def test_match_finds_a_face_and_keeps_no_picture(
     wait_for_face(page, found, studio)
     left = list(tmp_path_factory.getbasetemp().rglob("cache*/**/upload-of-a-visitor*"))
     assert left == []
+
+
+COPY = """async (bytes) => {
+  const face = new Blob([new Uint8Array(bytes)], {type: "image/png"});
+  await navigator.clipboard.write([new ClipboardItem({"image/png": face})]);
+}"""
+
+
+def test_a_pasted_picture_is_looked_for_and_stop_stops(browser, url: str, studio: Studio):
+    """Stop works on a match that has just begun; the page is as before and can look again."""
+    with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as visit:
+        page = visit.new_page()
+        open_page(page, f"{url}/?seed=42&tab=match")
+        page.evaluate(COPY, list(png_bytes(to_image(studio.draw([7])[0]), {})))
+        page.click("#upload button[aria-label*=lipboard]")
+        page.wait_for_selector("#upload img")
+        page.click("#match-go")
+        page.wait_for_selector("#match-progress progress")
+        page.click("#match-stop")
+        expect(page.locator("#match-note")).to_have_text(TEXTS["morph.stopped"]["en"])
+        expect(page.locator("#match-empty")).to_be_visible()
+        expect(page.locator("#match-progress progress")).to_have_count(0)
+        page.click("#match-go")  # the picture went with the search
+        expect(page.locator("#match-note")).to_have_text(TEXTS["match.none"]["en"])
+
+
+def test_stop_ends_a_film(page: Page, url: str):
+    open_page(page, f"{url}/?seed=42&tab=morph")
+    page.fill("#morph-seeds input, #morph-seeds textarea", "7, 8, 9, 10, 11")
+    page.click("#morph-add")
+    captions(page, "#strip", 5)
+    page.fill("#seconds input[type=number]", "10")
+    page.keyboard.press("Tab")
+    page.click("#film-make")
+    page.wait_for_timeout(1000)
+    page.click("#film-stop")
+    expect(page.locator("#morph-note")).to_have_text(TEXTS["morph.stopped"]["en"])
+    expect(page.locator("#film video")).to_have_count(0)
 
 
 def test_mix_crosses_two_faces(page: Page, url: str, studio: Studio):
