@@ -5,8 +5,9 @@
 
 Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves by more than 1/255);
 in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw
-again; and assets/faces.zip, faces that `accelerate launch train.py` learns from in a fresh clone.
-The model card, assets/generator/README.md, is written by people and left alone.
+again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py` learns
+from in a fresh clone: they need not be of the newest weights, and each new zip would stay in the
+repository for ever. The model card, assets/generator/README.md, is written by people and left alone.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def main() -> int:
         )
         G = Generator.from_pretrained(options.assets / "generator")
         save_samples(G, options.assets / "samples")
-        save_faces(G, options.assets / BUNDLED_FACES.name)
+        if not (faces := options.assets / BUNDLED_FACES.name).exists():
+            save_faces(G, faces)
     except (ModelError, OSError) as error:
         print(f"release: {error}", file=sys.stderr)
         return 2
