@@ -42,11 +42,12 @@ FIELDS = {
     64: ("kaogan", "kaogan-bare", "dcgan", *PEERS),
     96: ("kaogan", "article", "article-deconv"),
 }
-ORDER = [name for names in FIELDS.values() for name in names]
-LEARNERS = ("kaogan", "dcgan", "lightweight-gan")
+LEARNERS = ("kaogan", "kaogan-patch", "kaogan-aid", "dcgan", "lightweight-gan")
 LABELS = {
     "kaogan": "Kaogan (train.py)",
     "kaogan-bare": "Kaogan's step in bare PyTorch",
+    "kaogan-patch": "Kaogan, --patch 2",
+    "kaogan-aid": "Kaogan, --patch 2 --aid-weight 1",
     "dcgan": "plain DCGAN",
     "article": "the article's networks",
     "article-deconv": "the article's, transposed convolutions",
@@ -414,7 +415,7 @@ def merge_rows(old: list[dict], new: list[dict]) -> list[dict]:
     """Replace the rows of what was measured again; sort by resolution and contestant."""
 
     def place(row: dict) -> tuple[int, int]:
-        return row.get("size", 0), ORDER.index(row["name"])
+        return row.get("size", 0), list(LABELS).index(row["name"])
 
     rows = {place(row): row for row in [*old, *new]}
     return [rows[key] for key in sorted(rows)]
