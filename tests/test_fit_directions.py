@@ -31,6 +31,7 @@ from training.directions import (
     drop_unseen,
     families,
     family,
+    find_fault,
     fit_aim,
     fit_linear,
     main,
@@ -225,7 +226,8 @@ def test_the_studio_reads_the_file_and_sliders_do_what_they_say(fitted):
     assert sorted(leaks)[len(leaks) // 2] < 0.35, leaks
 
 
-def test_what_is_hardly_seen_has_no_slider(G):
+def test_what_is_hardly_seen_has_no_slider(G, monkeypatch):
+    monkeypatch.setattr("training.directions.MOST_CHANGED", 1e3)  # the next test's
     judge = SumReader()
     index = SumReader.TAGS.index("bright")
     judge.threshold[:index], judge.threshold[index + 1 :] = 1e3, 1e3  # it sees no other tag
@@ -242,6 +244,7 @@ def test_what_is_hardly_seen_has_no_slider(G):
         fitted = Fitted([slider], [], {}, None)
         drop_unseen(fitted, G, judge, 48)
         assert len(fitted.directions) + len(fitted.weak) == 1
+        assert all(d.fault for d in fitted.weak) and not any(d.fault for d in fitted.directions)
         return [d.name for d in fitted.directions]
 
     judge.typical[1, index] = 1e-3
@@ -249,6 +252,20 @@ def test_what_is_hardly_seen_has_no_slider(G):
     assert kept(judge, -step) == []  # the judge does not see it
     judge.typical[1, index] = 1e3
     assert kept(judge, step) == []  # it does, but in no face as in those that have the tag
+
+
+def test_a_slider_that_draws_another_face_is_left_out(G):
+    judge = SumReader()
+    judge.threshold[:] = -1e3  # it sees every tag everywhere, and none flip
+    probe = Probe(G, judge, 48)
+    far = probe.ws.mean(0) + 3 * (probe.ws[0] - probe.ws[1])
+    nowhere = torch.zeros(G.num_ws * G.w_dim), torch.zeros(())
+    near, away = (
+        Direction("bright", "attribute", ("middle",), step, *nowhere)
+        for step in (torch.zeros_like(far), far)
+    )
+    assert find_fault(near, probe, 0) == ""
+    assert "of another" in find_fault(away, probe, 0)
 
 
 def test_strong_colours_are_asked_for_beyond_themselves():

@@ -71,9 +71,10 @@ ENOUGH, PLENTY = 0.9, 0.985  # … so many faces have the tag; beyond PLENTY a s
 LONE_EASES, LONE_ENOUGH = (1.0, 0.4, 0.2), 0.95  # the same for tags that exclude no other
 SHORTER = 0.85  # of its length, at a time
 REFINE_STEPS = 24  # of Adam, the first time; half of it after each ease
-MOST_FLIPPED = 0.5  # of faces in which a slider may flip any one other tag
+MOST_FLIPPED = 0.6  # of faces in which a slider may flip any one other tag
 LEAST_SEEN = 0.5  # of faces in which each reader must see the tag at full slider
 CLEAR, LEAST_CLEAR = 0.5, 0.4  # of a typical face's logit, and of faces that must get so far
+MOST_CHANGED = 0.8  # of the distance of two faces, as the judge sees them: beyond, it is another
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
@@ -307,6 +308,7 @@ class Direction:
     place_map: Tensor  # [num_ws * w_dim]: with the bias, where on the slider a face stands
     place_bias: Tensor  # []
     seen: float = 1.0  # at full slider, share of faces with the tag
+    fault: str = ""  # why it is left out
 
     def ways(self, ws: Tensor) -> Tensor:
         """Return how far ws `[N, num_ws, w_dim]` are from the right end, `[N]`; the middle is 1."""
@@ -503,25 +505,50 @@ def shorten(probe: Probe, direction: Direction, index: int) -> None:
 
 
 def drop_unseen(fitted: Fitted, G: Generator, judge: TagReader, count: int) -> None:
-    """Move sliders of which another reader sees little, or too much else, to the weak ones.
+    """Move sliders that another reader finds at fault to the weak ones, with the reason.
 
     A step may please the reader that it was fitted with and still draw nothing that another one
     would call by that name, or just so, where a person would not: glasses, where the generator has
-    never drawn any; or draw another thing: pink hair for pink eyes.
+    never drawn any; or draw another thing, pink hair for pink eyes, or another face.
     """
     probe = Probe(G, judge, count)
     columns = {slider_name(tag): k for k, tag in enumerate(judge.tags)}
     for direction in [d for d in fitted.directions if d.name in columns]:
-        index = columns[direction.name]
-        _, logits, _ = probe.move(direction.full(probe.ws))
-        shares = (logits > 0).float().mean(0)
-        clear = (logits > CLEAR * judge.typical[1]).float().mean(0)[index]
-        flipped = ((logits > 0) != (probe.logits > 0)).float().mean(0)
-        direction.seen = min(direction.seen, shares[index].item())
-        worst = flipped[others_of(judge.tags, judge.tags[index])].max()
-        if shares[index] < LEAST_SEEN or clear < LEAST_CLEAR or worst > MOST_FLIPPED:
+        direction.fault = find_fault(direction, probe, columns[direction.name])
+        if direction.fault:
             fitted.directions.remove(direction)
             fitted.weak.append(direction)
+
+
+def find_fault(direction: Direction, probe: Probe, index: int) -> str:
+    """Say why the probe's reader would not have a slider of its tag `index`, "" if it would."""
+    images, logits, _ = probe.move(direction.full(probe.ws))
+    tags = probe.reader.tags
+    share = (logits[:, index] > 0).float().mean().item()
+    direction.seen = min(direction.seen, share)
+    clear = (logits[:, index] > CLEAR * probe.reader.typical[1, index]).float().mean().item()
+    others = others_of(tags, tags[index])
+    flipped = ((logits > 0) != (probe.logits > 0)).float().mean(0)[others]
+    before, after = look(probe.reader, probe.images), look(probe.reader, images)
+    changed = distance(before, after) / distance(before, before.roll(1, 0))
+    if share < LEAST_SEEN:
+        return f"another reader sees it in {share:.0%}"
+    if clear < LEAST_CLEAR:
+        return f"another reader sees it clearly in {clear:.0%}"
+    if flipped.max() > MOST_FLIPPED:
+        return f"{tags[others[flipped.argmax()]]} flips in {flipped.max():.0%}"
+    return f"the face changes by {changed:.2f} of another" if changed > MOST_CHANGED else ""
+
+
+@torch.inference_mode()
+def look(reader: TagReader, images: Tensor) -> Tensor:
+    """Return what a reader reads tags from, one row for each image."""
+    return torch.cat([reader.see(batch)[0].flatten(1) for batch in images.split(BATCH)])
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the mean distance of two sets of rows, one to one."""
+    return (a - b).norm(dim=1).mean().item()
 
 
 # ------------------------------------------------------------------------------------------
@@ -811,7 +838,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for direction in fitted.directions:
         print(f"{direction.name:16} {'+'.join(direction.groups):20} {direction.seen:.0%}")
-    print("left out:", ", ".join(f"{d.name} ({d.seen:.0%})" for d in fitted.weak) or "none")
+    for direction in fitted.weak:
+        print(f"{direction.name:16} left out: {direction.fault or f'seen in {direction.seen:.0%}'}")
     print(f"{len(fitted.directions)} directions in {time.perf_counter() - start:.0f} s: {path}")
     return 0
 
