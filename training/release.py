@@ -7,7 +7,8 @@ Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves 
 in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw
 again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py` learns
 from in a fresh clone: they need not be of the newest weights, and each new zip would stay in the
-repository for ever. The model card, assets/generator/README.md, is written by people and left alone.
+repository for ever. The model card, assets/generator/README.md, is written by people and left
+alone.
 """
 
 from __future__ import annotations
