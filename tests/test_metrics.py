@@ -261,6 +261,22 @@ def test_evaluate_names_what_is_wrong(real: np.ndarray, fake: np.ndarray, messag
         evaluate(real, fake, features="hog")
 
 
+def test_frechet_survives_a_decomposition_that_does_not_converge(monkeypatch):
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(6, 4)) @ rng.normal(size=(4, 40))  # rank 4 of 40: equal values
+    other = rng.normal(size=(300, 40))
+    exact, decompose = frechet_distance(other, few), torch.linalg.eigh
+
+    def gives_up(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        diagonal = matrix.diagonal()
+        if torch.linalg.matrix_rank(matrix, hermitian=True, atol=1e-14) < len(diagonal):
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+        return decompose(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    assert frechet_distance(other, few) == pytest.approx(exact, rel=1e-4)
+
+
 def test_frechet_needs_two_images():
     with pytest.raises(MetricsError, match="At least 2 real images"):
         frechet_distance(normal(1, 4), normal(5, 4))

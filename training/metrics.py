@@ -558,7 +558,14 @@ def _moments(features: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def _root(covariance: Tensor) -> Tensor:
     """Return the symmetric square root of a covariance matrix."""
-    values, vectors = torch.linalg.eigh(covariance)
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:
+        # LAPACK gives up on some matrices of low rank, as those of a generator that draws one face:
+        # telling their many equal values apart, far below what counts, lets it come to an end.
+        apart = torch.linspace(0, 1e-10, len(covariance), dtype=covariance.dtype)
+        spread = covariance.diagonal().max().clamp(min=1e-12) * apart.to(covariance.device)
+        values, vectors = torch.linalg.eigh(covariance + spread.diag())
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
