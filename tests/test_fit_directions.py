@@ -22,11 +22,14 @@ from training.directions import (
     FORMAT,
     FULL,
     LEAST_WAY,
+    LONGEST,
     MOST_WAY,
+    ROOM,
     Coordinates,
     Direction,
     Fitted,
     Probe,
+    change,
     draw,
     drop_unseen,
     families,
@@ -34,6 +37,7 @@ from training.directions import (
     find_fault,
     fit_aim,
     fit_linear,
+    lengthen,
     main,
     quadratic_terms,
     sample_ws,
@@ -310,3 +314,19 @@ def small(faces) -> Tensor:
 def test_no_reader_is_one_sentence(fitted, tmp_path, capsys):
     assert main(["--model", str(fitted), "--reader", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_slider_that_leaves_room_goes_farther(G):
+    probe = Probe(G, SumReader(), 48)
+    nowhere = torch.zeros(G.num_ws * G.w_dim), torch.zeros(())
+    way = 0.1 * (probe.ws[0] - probe.ws[1])
+
+    def lengthened(step: Tensor) -> float:
+        slider = Direction("bright", "attribute", ("middle",), step.clone(), *nowhere)
+        lengthen(slider, probe)
+        return (slider.step.norm() / step.norm()).item()
+
+    far = 100 * way
+    assert lengthened(1e-3 * way) == pytest.approx(LONGEST, rel=0.03)  # nowhere near the room's end
+    assert change(probe, probe.move(FULL * far)[0]) > ROOM
+    assert lengthened(far) == pytest.approx(1)
