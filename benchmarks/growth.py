@@ -222,11 +222,11 @@ def main(argv: list[str] | None = None) -> int:
     }
     new = {name: cases[name]() for name in args.part}
     kept = args.results / "growth.json"
-    old = json.loads(kept.read_text())["curves"] if kept.exists() and not args.quick else {}
-    old = {name: {int(n): s for n, s in points.items()} for name, points in old.items()}
+    last = json.loads(kept.read_text()) if kept.exists() and not args.quick else {"curves": {}}
+    old = {name: {int(n): s for n, s in points.items()} for name, points in last["curves"].items()}
     curves = {name: (old | new)[name] for name in CURVES if name in old | new}
     plot(curves, args.results / "growth.svg" if args.quick else PLOT)
-    where = machine() if new else json.loads(kept.read_text())["machine"]
+    where = machine() if new else last["machine"]
     figures = {"machine": where, "curves": curves}
     publish("growth", report(figures), figures, args)
     return 0

@@ -22,6 +22,7 @@ the rounding of other machines.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -276,6 +277,11 @@ class Probe:
         self.images = draw(G, self.ws, reader.size)
         self.logits = read(reader, self.images)
         self.spread = (self.images - self.images.roll(1, 0)).square().mean().sqrt().item()
+
+    @functools.cached_property
+    def looks(self) -> Tensor:
+        """What the reader reads tags from, one row for each face."""
+        return look(self.reader, self.images)
 
     def faces(self, at: Coordinates) -> Faces:
         """Return the faces as `training.descent` takes them."""
@@ -539,8 +545,8 @@ def lengthen(direction: Direction, probe: Probe) -> None:
 
 def change(probe: Probe, images: Tensor) -> float:
     """Return how far the probe's faces are from `images`, as a share of the way to another one."""
-    before, after = look(probe.reader, probe.images), look(probe.reader, images)
-    return distance(before, after) / distance(before, before.roll(1, 0))
+    before = probe.looks
+    return distance(before, look(probe.reader, images)) / distance(before, before.roll(1, 0))
 
 
 def find_fault(direction: Direction, probe: Probe, index: int) -> str:
