@@ -51,6 +51,9 @@ DIRECTIONS_NAME = "directions.safetensors"  # named directions in w, beside the 
 SEED_MAX = 2**32 - 1
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slope 0.2, nearly
+# First pictures are nearly grey: loud ones take thousands of steps to fade, for weights of unit
+# variance move by Adam's step size, a few thousandths, and D learns nothing from noise meanwhile.
+FAINT = 10.0
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_RESOLUTION = 1024  # px
 PATCHES = (1, 2, 4)  # px
@@ -517,7 +520,7 @@ class ToRGB(nn.Module):
     def __init__(self, in_channels: int, img_channels: int, w_dim: int) -> None:
         super().__init__()
         self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels))
-        self.weight = nn.Parameter(first_weights(img_channels, in_channels, 1, 1))
+        self.weight = nn.Parameter(first_weights(img_channels, in_channels, 1, 1, divisor=FAINT))
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -542,7 +545,8 @@ class ToPatches(nn.Module):
         super().__init__()
         self.patch = patch
         self.affine = EqualLinear(w_dim, in_channels, bias=1.0, gain=1 / math.sqrt(in_channels * 9))
-        self.weight = nn.Parameter(first_weights(img_channels * patch**2, in_channels, 3, 3))
+        pixels = img_channels * patch**2
+        self.weight = nn.Parameter(first_weights(pixels, in_channels, 3, 3, divisor=FAINT))
         self.bias = nn.Parameter(torch.zeros(img_channels * patch**2))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.worker import Contestant, real_batches, serve, to_pixels
+from training.config import PRESETS, make_config
 
 # Presets of train.py.
 OURS = {"kaogan": "kaogan-64", "article": "article-bce", "article-deconv": "article-deconv"}
 FASTER = {  # what train.py offers for little time
+    "kaogan-quick": PRESETS["quick-64"],
     "kaogan-patch": {"patch": 2},
     "kaogan-aid": {"patch": 2, "aid_weight": 1.0},
 }
@@ -51,8 +53,6 @@ class Ours:
 
 def settings(args: argparse.Namespace, out: str) -> Any:
     """Return the configuration of a run at a worker's size and batch."""
-    from training.config import PRESETS, make_config
-
     extra = {"resolution": args.size, "batch_size": args.batch, "out": out, "metric_samples": 0}
     if args.name.startswith("kaogan") and args.size >= PATCHED:
         extra["patch"] = min(4, 2 * args.size // PATCHED)

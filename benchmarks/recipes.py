@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "narrow": {"channel_base": 512, "channel_max": 64},
     "batch-64": {"batch_size": 64},
     "batch-16": {"batch_size": 16},
+    "quick": {"batch_size": 8, "g_lr": 4e-3, "d_lr": 4e-3, "r1_gamma": 0.1},
     "lr-1e-3": {"g_lr": 1e-3, "d_lr": 1e-3},
     "lr-4e-3": {"g_lr": 4e-3, "d_lr": 4e-3},
     "anneal": {"anneal_to": 0.05},

@@ -146,7 +146,8 @@ def test_pictures_start_with_variety_over_z():
     torch.manual_seed(0)
     with torch.no_grad():
         images = Generator()(latents_from_seeds(range(16), 128))
-    assert 0.5 < images.std(0).mean() < 3
+    assert 0.05 < images.std(0).mean() < 0.3
+    assert images.abs().max() < 2  # faint: no colour is far out of range
 
 
 def test_article_layers():
