@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, machine, make_parser, median, publish, table
+from benchmarks.common import DOC, ROOT, machine, make_parser, median, publish, table
 from training.config import BUNDLED_FACES, PRESETS
 from training.data import Faces, pack
 
@@ -67,6 +67,8 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
 }
 SHEET = 8  # faces of a side
+STRIP = 16  # faces of a row
+STRIPS = DOC.parent / "performance" / "quality.webp"
 REAL_FACES = 10_000  # that drawn ones are compared with, at most
 
 
@@ -272,6 +274,15 @@ def save_sheet(faces: np.ndarray, path: Path) -> None:
     Image.fromarray(grid.reshape(side * h, side * w, c)).save(path, quality=90)
 
 
+def save_strips(rows: list[dict], folder: Path) -> None:
+    """Save a row of each learner's first faces as one picture of the documentation."""
+    from PIL import Image
+
+    drawn = [np.load(folder / f"faces-{row['name']}.npy", mmap_mode="r")[:STRIP] for row in rows]
+    strips = [np.concatenate(list(faces), axis=1) for faces in drawn]
+    Image.fromarray(np.concatenate(strips)).save(STRIPS, quality=90)
+
+
 def speed_table(rows: list[dict]) -> str:
     """Write images/s, sizes and work of each contestant."""
     base = {r["size"]: r["images_per_s"] for r in rows if r["name"] == "kaogan"}
@@ -370,6 +381,8 @@ def report(figures: dict[str, Any]) -> str:
         text += f"\n\n{table(('processes', 'images/s of train.py'), lines)}"
     if rows := figures.get("quality"):
         text += f"\n\n`--part quality`: equal time on the same faces.\n\n{quality_table(rows)}"
+        text += f"\n\n![{STRIP} unselected faces of each, in the table's order]"
+        text += f"({STRIPS.relative_to(DOC.parent)})"
     return text
 
 
@@ -411,6 +424,8 @@ def main(argv: list[str] | None = None) -> int:
     old = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
     for name in {"steps", "quality"} & set(new):
         new[name] = merge_rows(old.get(name, []), new[name])
+    if not args.quick and (rows := (old | new).get("quality")):
+        save_strips(rows, args.results)
     figures = old | new | {"machine": machine() if new else old["machine"]}
     publish("training", report(figures), figures, args)
     return 0
