@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from model import NETWORKS, Generator, latents_from_seeds
+from model import FAINT, NETWORKS, Generator, latents_from_seeds
 from studio import directions as reading
 from studio.faces import Studio
 from studio.recipe import Edit, Recipe
@@ -77,6 +77,8 @@ class SumReader(TagReader):
 def G() -> Generator:
     torch.manual_seed(3)
     G = Generator(32, (32, 32, 24, 16), z_dim=24, w_dim=24).eval().requires_grad_(False)
+    for block in G.blocks.values():
+        block.to_rgb.weight.mul_(FAINT)  # as much contrast as a trained one has
     G.update_w_avg()
     return G
 
