@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from model import Generator, count_parameters, keep_freed_memory, latents_from_seeds
-from training.config import ConfigError, make_config
+from training.config import PRESETS, ConfigError, make_config
 from training.data import DataError, pack
 from training.evaluate import score
 from training.metrics import MetricsError
@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "narrow": {"channel_base": 512, "channel_max": 64},
     "batch-64": {"batch_size": 64},
     "batch-16": {"batch_size": 16},
-    "quick": {"batch_size": 8, "g_lr": 4e-3, "d_lr": 4e-3, "r1_gamma": 0.1},
+    "quick": PRESETS["quick-64"] | {"patch": 1},
     "lr-1e-3": {"g_lr": 1e-3, "d_lr": 1e-3},
     "lr-4e-3": {"g_lr": 4e-3, "d_lr": 4e-3},
     "anneal": {"anneal_to": 0.05},

@@ -260,27 +260,24 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
         drawn = np.load(row.pop("path"))
         features = compute_features(batches(drawn, np.arange(len(drawn))), extractor)
         row |= evaluate(real, features, features=extractor.name, max_precision=2000).to_dict()
-        save_sheet(drawn, args.results / f"faces-{row['name']}.webp")
+        side = min(SHEET, int(len(drawn) ** 0.5))
+        square = drawn[: side**2].reshape(side, side, *drawn.shape[1:])
+        save_sheet(square, args.results / f"faces-{row['name']}.webp")
     return rows
 
 
 def save_sheet(faces: np.ndarray, path: Path) -> None:
-    """Save the first faces as one picture."""
+    """Save faces `[rows, columns, H, W, C]` as one picture."""
     from PIL import Image
 
-    side = min(SHEET, int(len(faces) ** 0.5))
-    _, h, w, c = faces.shape
-    grid = faces[: side * side].reshape(side, side, h, w, c).swapaxes(1, 2)
-    Image.fromarray(grid.reshape(side * h, side * w, c)).save(path, quality=90)
+    rows, columns, h, w, c = faces.shape
+    pixels = faces.swapaxes(1, 2).reshape(rows * h, columns * w, c)
+    Image.fromarray(pixels).save(path, quality=90)
 
 
-def save_strips(rows: list[dict], folder: Path) -> None:
-    """Save a row of each learner's first faces as one picture of the documentation."""
-    from PIL import Image
-
-    drawn = [np.load(folder / f"faces-{row['name']}.npy", mmap_mode="r")[:STRIP] for row in rows]
-    strips = [np.concatenate(list(faces), axis=1) for faces in drawn]
-    Image.fromarray(np.concatenate(strips)).save(STRIPS, quality=90)
+def first_faces(name: str, folder: Path) -> np.ndarray:
+    """Return the first faces that a learner drew, `[STRIP, H, W, C]`."""
+    return np.load(folder / f"faces-{name}.npy", mmap_mode="r")[:STRIP]
 
 
 def speed_table(rows: list[dict]) -> str:
@@ -424,8 +421,8 @@ def main(argv: list[str] | None = None) -> int:
     old = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
     for name in {"steps", "quality"} & set(new):
         new[name] = merge_rows(old.get(name, []), new[name])
-    if not args.quick and (rows := (old | new).get("quality")):
-        save_strips(rows, args.results)
+    if "quality" in new and not args.quick:
+        save_sheet(np.stack([first_faces(r["name"], args.results) for r in new["quality"]]), STRIPS)
     figures = old | new | {"machine": machine() if new else old["machine"]}
     publish("training", report(figures), figures, args)
     return 0
