@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "benchmarks"
 DOC = ROOT / "docs" / "performance.md"
@@ -31,6 +34,13 @@ def make_parser(name: str, about: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for NAME.json")
     return parser
+
+
+def save_sheet(faces: np.ndarray, path: Path) -> None:
+    """Save faces `[rows, columns, H, W, C]` as one picture."""
+    rows, columns, h, w, c = faces.shape
+    pixels = faces.swapaxes(1, 2).reshape(rows * h, columns * w, c)
+    Image.fromarray(pixels).save(path, quality=90)
 
 
 def interleave(

@@ -7,8 +7,8 @@
 Every variant is the real `train.py` in a process of its own, with the same seed and pictures and
 one thread. Computing is counted in seconds of CPU time, which other work on the machine hardly
 changes; `--cpu-minutes` first measures what a thousand images cost and gives each variant as many
-images as the time buys, `--kimg` gives all the same number. Runs that are there are taken as they
-are, so that a bench that was stopped goes on.
+images as the time buys, `--kimg` gives all the same number. Finished runs are taken as they are, so
+that a bench that was stopped goes on; the run it was stopped in begins anew.
 """
 
 from __future__ import annotations
@@ -17,65 +17,81 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from model import Generator, count_parameters, keep_freed_memory, latents_from_seeds
+from benchmarks.common import save_sheet
+from model import Generator, keep_freed_memory, latents_from_seeds
+from studio.faces import to_uint8
 from training.config import PRESETS, ConfigError, make_config
 from training.data import DataError, pack
 from training.evaluate import score
 from training.metrics import MetricsError
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {  # about a million parameters each at 32 px
-    "channel_base": 1024, "channel_max": 128, "z_dim": 64, "w_dim": 64, "batch_size": 32,
-    "ema_kimg": 5.0, "r1_gamma": 1.0,
+# About a million parameters each at 32 px, and the fast start of docs/recipes.md: with larger
+# batches so few minutes end before a face has begun.
+SMALL = {
+    "channel_base": 1024, "channel_max": 128, "z_dim": 64, "w_dim": 64, "ema_kimg": 5.0,
+} | {k: PRESETS["quick-64"][k] for k in ("batch_size", "g_lr", "d_lr", "r1_gamma")}  # fmt: skip
+PROJECTED = {
+    "critic": "projected", "objective": "hinge", "r1_gamma": 0.0, "g_lr": 1e-3, "d_lr": 1e-4,
+    "augment": "translation,cutout",
 }  # fmt: skip
-# What differs from `base`: non-saturating loss, R1 every 16th step.
+# What differs from `base`: non-saturating loss, R1 every 16th step. The first six decide most.
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "relativistic": {"objective": "relativistic", "r2_gamma": 1.0, "penalty_interval": 1},
-    "relativistic-lazy": {"objective": "relativistic", "r2_gamma": 1.0, "penalty_interval": 8},
-    "hinge": {"objective": "hinge"},
-    "r1-often": {"penalty_interval": 4},
-    "gamma-0.3": {"r1_gamma": 0.3},
+    "another-seed": {"seed": 1},  # how far two runs of one recipe lie apart
+    "relativistic-lazy": {"objective": "relativistic", "r2_gamma": 0.1, "penalty_interval": 8},
+    "aid": {"aid_weight": 0.5},
+    "projected": PROJECTED,
+    "batch-32": {"batch_size": 32},
+    "relativistic": {"objective": "relativistic", "r2_gamma": 0.1, "penalty_interval": 1},
+    "projected-relativistic": PROJECTED | {"objective": "relativistic"},
     "translation": {"augment": "translation"},
-    "aid": {"aid_weight": 1.0},
-    "projected": {"critic": "projected", "objective": "hinge", "r1_gamma": 0.0, "d_lr": 1e-4,
-                  "augment": "translation,cutout"},
     "patch": {"patch": 2},
     "wide": {"channel_base": 2048, "channel_max": 256},
     "narrow": {"channel_base": 512, "channel_max": 64},
-    "batch-64": {"batch_size": 64},
     "batch-16": {"batch_size": 16},
-    "quick": PRESETS["quick-64"] | {"patch": 1},
-    "lr-1e-3": {"g_lr": 1e-3, "d_lr": 1e-3},
-    "lr-4e-3": {"g_lr": 4e-3, "d_lr": 4e-3},
+    "batch-4": {"batch_size": 4},
+    "lr-2e-3": {"g_lr": 2e-3, "d_lr": 2e-3},
+    "lr-8e-3": {"g_lr": 8e-3, "d_lr": 8e-3},
+    "hinge": {"objective": "hinge"},
+    "gamma-1": {"r1_gamma": 1.0},
+    "gamma-0.01": {"r1_gamma": 0.01},
+    "r1-often": {"penalty_interval": 4},
+    "projected-r1": PROJECTED | {"r1_gamma": 0.1},
     "anneal": {"anneal_to": 0.05},
+    "longer-ema": {"ema_rampup": 0.3},
     "mapping-4": {"mapping_layers": 4},
+    "slow": {"batch_size": 32, "g_lr": 2e-3, "d_lr": 2e-3, "r1_gamma": 1.0},
 }  # fmt: skip
 COLUMNS = (
     ("variant", "variant"), ("kimg", "kimg"), ("images_per_cpu_s", "images / CPU s"),
-    ("frechet_lite0", "Fréchet, lite0"), ("kid", "KID, lite0"), ("frechet_hog", "Fréchet, hog"),
-    ("precision", "precision"), ("recall", "recall"), ("nn_distance", "nearest real"),
-    ("parameters", "G + D, M"), ("ms_a_face", "ms a face"),
+    ("frechet_hog", "Fréchet, hog"), ("precision_hog", "precision, hog"),
+    ("recall_hog", "recall, hog"), ("frechet", "Fréchet, lite0"), ("kid", "KID, lite0"),
+    ("precision", "precision, lite0"), ("recall", "recall, lite0"),
+    ("nn_distance", "nearest real"), ("networks", "parameters"), ("ms_a_face", "ms a face"),
 )  # fmt: skip
+STRIP = 16  # faces of a variant in the picture beside the table
 SPEED_KIMG = (0.256, 1.024)  # two short runs: their difference is free of start and finish
 MARKS = ("<!-- recipes: begin -->", "<!-- recipes: end -->")
 
 
 def settings(name: str, options: argparse.Namespace, kimg: float) -> dict[str, Any]:
     """Return the complete settings of one variant."""
-    values = SMALL | {"resolution": options.resolution} | VARIANTS[name]
+    values = SMALL | {"resolution": options.resolution, "seed": options.seed} | VARIANTS[name]
     if "anneal_to" in values:
         values["anneal_kimg"] = kimg
     return values | {
-        "data": options.data, "seed": options.seed, "total_kimg": kimg, "tick_kimg": 2.0,
+        "data": options.data, "total_kimg": kimg, "tick_kimg": 2.0,
         "snapshot_ticks": 1000, "keep": 1, "metric_samples": 0,
     }  # fmt: skip
 
@@ -88,6 +104,7 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     """
     make_config(values)  # a fault here rather than in the child
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "run", ignore_errors=True)  # of a bench that was stopped in the middle
     settings_file = folder / "variant.json"
     settings_file.write_text(json.dumps(values | {"out": str(folder / "run")}), encoding="utf-8")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -118,9 +135,14 @@ def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> f
     return json.loads(kept.read_text())
 
 
+def folder_of(name: str, options: argparse.Namespace) -> Path:
+    """Return where a variant's runs and figures are kept."""
+    return options.out / f"{options.resolution}px" / name
+
+
 def run_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one variant, or read what an earlier call measured."""
-    folder = options.out / f"{options.resolution}px" / name
+    folder = folder_of(name, options)
     folder.mkdir(parents=True, exist_ok=True)
     speed = images_per_second(name, options, folder)
     kimg = options.kimg or round(speed * options.cpu_minutes * 60 / 1000, 3)
@@ -145,10 +167,11 @@ def measure(run: Path, options: argparse.Namespace) -> dict[str, Any]:
         for features in ("efficientnet-lite0", "hog")
     )
     return {
-        "frechet_lite0": lite.frechet, "kid": lite.kid, "kid_se": lite.kid_se,
-        "frechet_hog": hog.frechet, "precision": lite.precision, "recall": lite.recall,
+        "frechet_hog": hog.frechet, "precision_hog": hog.precision, "recall_hog": hog.recall,
+        "frechet": lite.frechet, "kid": lite.kid, "kid_se": lite.kid_se,
+        "precision": lite.precision, "recall": lite.recall,
         "nn_distance": lite.nn_distance, "nn_distance_real": lite.nn_distance_real,
-        "samples": options.samples, "reals": len(faces), "parameters": count_parameters(G) / 1e6,
+        "samples": options.samples, "reals": len(faces),
         "networks": facts["parameters"], "ms_a_face": milliseconds(G),
     }  # fmt: skip
 
@@ -166,12 +189,28 @@ def milliseconds(G: Generator, repeats: int = 30) -> float:
     return sorted(times)[repeats // 2] * 1000
 
 
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort by HOG's Fréchet distance: a critic on lite0's own features flatters the other."""
+    return sorted(rows, key=lambda row: row["frechet_hog"])
+
+
+def strips(rows: list[dict[str, Any]], options: argparse.Namespace) -> np.ndarray:
+    """Draw the first seeds of each variant at psi 1, in the table's order, `[rows, N, H, W, C]`."""
+    drawn = []
+    for row in in_order(rows):
+        run = folder_of(row["variant"], options) / f"kimg-{row['kimg']:g}" / "run"
+        G = Generator.from_pretrained(run / "generator")
+        with torch.inference_mode():
+            drawn.append(to_uint8(G(latents_from_seeds(range(STRIP), G.z_dim))))
+    return np.stack(drawn)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write the rows as Markdown, the best Fréchet distance first."""
+    """Write the rows as Markdown, the best Fréchet distance of HOG first."""
     lines = [" | ".join(title for _, title in COLUMNS), "|".join("---" for _ in COLUMNS)]
-    for row in sorted(rows, key=lambda r: r["frechet_lite0"]):
+    for row in in_order(rows):
+        row = row | {"kid": f"{row['kid']:.3f} ± {row['kid_se']:.3f}"}
         cells = [row[key] for key, _ in COLUMNS]
-        cells[4] = f"{row['kid']:.3f} ± {row['kid_se']:.3f}"
         lines.append(" | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -183,7 +222,9 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     return (
         f"{table(rows)}\n\n{options.resolution} px, {budget} a variant, seed {options.seed}, one "
         f"thread; {row['samples']:,} faces at psi 1 against {row['reals']:,} real ones; nearest "
-        f"real in lite0 features (real to real {row['nn_distance_real']:.4g})."
+        f"real in lite0 features (real to real {row['nn_distance_real']:.4g}).\n\n"
+        f"![{STRIP} unselected faces of each, in the table's order]"
+        f"({options.docs.stem}/variants.webp)"
     )
 
 
@@ -225,6 +266,9 @@ def main() -> int:
             rows.append(run_variant(name, options))
             print(table(rows), flush=True)
         if options.docs:
+            sheet = options.docs.with_suffix("") / "variants.webp"
+            sheet.parent.mkdir(exist_ok=True)
+            save_sheet(strips(rows, options), sheet)
             write_docs(options.docs, report(rows, options))
     except (ConfigError, DataError, MetricsError, RuntimeError, OSError) as error:
         print(f"recipes: {error}", file=sys.stderr)

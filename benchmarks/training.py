@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import DOC, ROOT, machine, make_parser, median, publish, table
+from benchmarks.common import DOC, ROOT, machine, make_parser, median, publish, save_sheet, table
 from training.config import BUNDLED_FACES, PRESETS
 from training.data import Faces, pack
 
@@ -264,15 +264,6 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
         square = drawn[: side**2].reshape(side, side, *drawn.shape[1:])
         save_sheet(square, args.results / f"faces-{row['name']}.webp")
     return rows
-
-
-def save_sheet(faces: np.ndarray, path: Path) -> None:
-    """Save faces `[rows, columns, H, W, C]` as one picture."""
-    from PIL import Image
-
-    rows, columns, h, w, c = faces.shape
-    pixels = faces.swapaxes(1, 2).reshape(rows * h, columns * w, c)
-    Image.fromarray(pixels).save(path, quality=90)
 
 
 def first_faces(name: str, folder: Path) -> np.ndarray:

@@ -2,11 +2,20 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import recipes
 from training.config import make_config
+
+
+def interrupt(command: list[str], **_: object) -> None:
+    """Leave half a run behind, as a bench does that was stopped."""
+    run = Path(json.loads(Path(command[-1]).read_text())["out"])
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -24,18 +33,24 @@ def test_every_variant_is_a_configuration_that_differs(name, options):
     config = make_config(recipes.settings(name, options, 2.0))
     base = make_config(recipes.settings("base", options, 2.0))
     assert (config == base) == (name == "base")
+    assert (config.seed == base.seed) == (name != "another-seed")
 
 
 def test_a_variant_is_trained_measured_and_kept(options, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "SPEED_KIMG", (0.032, 0.064))
-    row = recipes.run_variant("narrow", options)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(recipes.subprocess, "run", interrupt)
+        recipes.run_variant("narrow", options)
+    row = recipes.run_variant("narrow", options)  # what was begun is no hindrance
     assert row["kimg"] == 0.064
     assert row["images_per_cpu_s"] > 0
-    assert row["frechet_lite0"] > 0
+    assert row["frechet"] > 0
+    assert row["frechet_hog"] > 0
     assert row["reals"] == 24
     monkeypatch.setattr(recipes, "launch", None)  # a second call trains nothing
     assert recipes.run_variant("narrow", options) == row
-    document = tmp_path / "recipes.md"
+    assert recipes.strips([row, row], options).shape == (2, recipes.STRIP, 16, 16, 3)
+    document = options.docs = tmp_path / "recipes.md"
     document.write_text("Before.\n" + "\n".join(recipes.MARKS) + "\nAfter.\n")
     recipes.write_docs(document, recipes.report([row], options))
     text = document.read_text()
