@@ -130,7 +130,12 @@ def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> f
         short, long = (
             launch(settings(name, options, kimg), folder / f"speed-{kimg}") for kimg in SPEED_KIMG
         )
-        speed = (SPEED_KIMG[1] - SPEED_KIMG[0]) * 1000 / max(long - short, 1e-6)
+        if long <= short:
+            raise RuntimeError(
+                f"{name}: {SPEED_KIMG[1]} kimg took no longer than {SPEED_KIMG[0]}, so its speed "
+                "is unknown; start the bench again with nothing else running"
+            )
+        speed = (SPEED_KIMG[1] - SPEED_KIMG[0]) * 1000 / (long - short)
         kept.write_text(json.dumps(speed))
     return json.loads(kept.read_text())
 
@@ -262,6 +267,7 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = []
     try:
+        pack(options.data, options.resolution)  # else the first run pays for it
         for name in options.variants:
             rows.append(run_variant(name, options))
             print(table(rows), flush=True)

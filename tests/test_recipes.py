@@ -37,7 +37,7 @@ def test_every_variant_is_a_configuration_that_differs(name, options):
 
 
 def test_a_variant_is_trained_measured_and_kept(options, monkeypatch, tmp_path):
-    monkeypatch.setattr(recipes, "SPEED_KIMG", (0.032, 0.064))
+    monkeypatch.setattr(recipes, "SPEED_KIMG", (0.032, 1.056))  # well above a start's noise
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         patch.setattr(recipes.subprocess, "run", interrupt)
         recipes.run_variant("narrow", options)
@@ -57,6 +57,15 @@ def test_a_variant_is_trained_measured_and_kept(options, monkeypatch, tmp_path):
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
     assert "| narrow | 0.064 |" in text
+
+
+def test_a_speed_that_noise_hides_is_refused(options, monkeypatch):
+    monkeypatch.setattr(recipes, "launch", lambda values, folder: 9.0)
+    folder = options.out / "base"
+    folder.mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="base: .* so its speed is unknown; start"):
+        recipes.images_per_second("base", options, folder)
+    assert not (folder / "speed.json").exists()
 
 
 def test_a_run_that_fails_says_why(options):
