@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import contestants, data, growth, training, worker
+from benchmarks import contestants, data, growth, step, training, worker
 from benchmarks.worker import Operations, real_batches, to_pixels
 from studio.faces import Studio
 
@@ -139,3 +140,49 @@ def test_growth_is_fitted_and_drawn(faces_zip: Path, tmp_path: Path) -> None:
     assert (tmp_path / "growth.svg").read_text().count("slope") == 3
     growth.write_zip([str(faces_zip)], 30, tmp_path / "more.zip")
     assert len(growth.pack([str(tmp_path / "more.zip")], 16, cache_dir=tmp_path, workers=1)) == 30
+
+
+SHORT = ["--preset", "tiny", "--batch-size", "4", "--penalty-interval", "2"]
+
+
+def flattened(weights: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([w.detach().flatten() for w in weights])
+
+
+def test_a_plain_layout_takes_the_same_step(options: list[str]) -> None:
+    _, config = step.parse_arguments([*options[3:], *SHORT])
+    weights, work, first = [], [], None
+    for name in (step.OURS, "not channels_last"):
+        stepper = step.Stepper(name, config)
+        flat = flattened(stepper.run.G_raw.parameters())
+        first = flat if first is None else first
+        assert torch.equal(first, flat)
+        work.append(stepper.flop_per_image())
+        weights.append([p.detach() for p in stepper.run.G_raw.parameters()])
+        assert stepper.run.nimg == 8 and stepper.images_per_s() > 0
+        stepper.close()
+    assert work[0] == work[1] > 1e7
+    kernels = [next(w for w in of if w.ndim == 4 and min(w.shape) > 1) for of in weights]
+    assert kernels[0].is_contiguous(memory_format=torch.channels_last)
+    assert kernels[1].is_contiguous()
+    ours, plain = map(flattened, weights)
+    assert (plain - ours).norm() < 0.05 * (ours - first).norm()
+
+
+def test_a_step_is_set_against_a_convolution(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "compiled" in step.names_of_ways("cuda", True)
+    assert {"in fp32", "compiled"}.isdisjoint(step.names_of_ways("cpu", False))
+    monkeypatch.setattr(step, "names_of_ways", lambda *_: [step.OURS])
+    assert step.main([*options, *SHORT, "--profile"]) == 0
+    figures = json.loads((tmp_path / "results" / "step.json").read_text())
+    (row,) = figures["rows"]
+    assert 0 < figures["flop"] * row["images_per_s"][0] < 2 * row["convolution"]
+    said = capsys.readouterr().out
+    assert "aten::" in said and "| train.py | float32 |" in said and "waits" not in said
+    text = step.report(figures | {"device": "cuda", "waits": "called a synchronizing operation"})
+    assert "The host waits: called a synchronizing operation." in text

@@ -1,0 +1,289 @@
+"""What of a device's speed a training step reaches: formats, precisions and compilation in turns.
+
+python -m benchmarks.step                                       # this device, the default recipe
+python -m benchmarks.step --resolution 128 --patch 2 --aid-weight 0.5        # flags of train.py
+python -m benchmarks.step --preset kaogan-128 --batch-size 256 --profile     # and where time goes
+python -m benchmarks.step --quick                               # seconds, nothing compiled
+
+Every way takes the whole step of train.py (D, penalties, G, optimizers, average) for one cycle of
+its lazy penalty. Its operations are counted and set against what one plain large convolution
+reaches on the same device in the same precision. On a GPU a last cycle runs in which every wait
+of the host for the device is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+import train
+from benchmarks.common import interleave, machine, make_parser, median, publish, table
+from benchmarks.worker import Operations
+from training.config import TrainConfig
+from training.config import parse_arguments as parse_settings
+from training.run import build
+
+OURS = "train.py"  # the way that others are compared with
+
+
+class PlainLayout(TorchFunctionMode):
+    """Leaves pictures plane by plane where the networks ask for channels_last."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # noqa: ANN204
+        kwargs = dict(kwargs or {})
+        if kwargs.get("memory_format") is torch.channels_last:
+            kwargs["memory_format"] = torch.contiguous_format
+        return function(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a step is taken.
+
+    Args:
+        settings: what differs from the run's settings.
+        around: makes the context that steps run in.
+        plain: whether weights lie plane by plane.
+        compiled: whether the networks are compiled.
+    """
+
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    around: Callable[[], Any] = contextlib.nullcontext
+    plain: bool = False
+    compiled: bool = False
+
+
+WAYS = {
+    OURS: Way(),
+    "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
+    "in bf16": Way(around=partial(torch.autocast, "cpu", torch.bfloat16)),
+    "not channels_last": Way(around=PlainLayout, plain=True),
+    "compiled": Way(compiled=True),
+}
+
+
+def names_of_ways(device: str, compiled: bool) -> list[str]:
+    """Return the ways that are another on a device: train.py's own precision is left out."""
+    left_out = {"in bf16" if device == "cuda" else "in fp32", "" if compiled else "compiled"}
+    return [name for name in WAYS if name not in left_out]
+
+
+class Stepper:
+    """A run of train.py that takes its steps in one of the ways."""
+
+    def __init__(self, name: str, config: TrainConfig) -> None:
+        way = WAYS[name]
+        self.folder = tempfile.TemporaryDirectory()
+        self.run = build(dataclasses.replace(config, out=self.folder.name, **way.settings))
+        self.around, self.compiled = way.around, None
+        self.length = config.penalty_interval if config.r1_gamma or config.r2_gamma else 1
+        self.device = self.run.accelerator.device
+        for network in self.networks() if way.plain else ():
+            network.to(memory_format=torch.contiguous_format)
+        for network in self.networks() if way.compiled else ():
+            network.compile()
+            self.compiled = self.run.D_raw._compiled_call_impl
+        mixed = self.run.accelerator.mixed_precision == "bf16" or name == "in bf16"
+        self.dtype = torch.bfloat16 if mixed else torch.float32
+
+    def networks(self) -> list[torch.nn.Module]:
+        """Return every network that learns."""
+        return [self.run.G_raw, self.run.D_raw, *([self.run.A_raw] if self.run.A else [])]
+
+    def cycle(self) -> None:
+        """Take the steps from one penalty to the next."""
+        with self.around():
+            for number in range(self.length):
+                if self.compiled:  # compiled code cannot be differentiated twice, as R1 does
+                    self.run.D_raw._compiled_call_impl = self.compiled if number else None
+                train.step(self.run)
+
+    def clock(self) -> float:
+        """Return seconds: of the wall once a GPU is done, of one thread's work, or of the wall."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif torch.get_num_threads() == 1:
+            return time.process_time()
+        return time.perf_counter()
+
+    def images_per_s(self) -> float:
+        """Time one cycle."""
+        start = self.clock()
+        self.cycle()
+        return self.length * self.run.config.batch_size / (self.clock() - start)
+
+    def flop_per_image(self) -> float:
+        """Count the operations of one image's step, FLOP: the mean of a cycle.
+
+        A multiplication and an addition are two; what is not a product or a convolution is none.
+        """
+        with Operations() as counter:
+            self.cycle()
+        return counter.total / self.length / self.run.config.batch_size
+
+    @torch.no_grad()
+    def convolution_flop_per_s(self) -> float:
+        """Return what one large 3×3 convolution of 256 channels at 32 px reaches, FLOP/s."""
+        n = 256 if self.device.type == "cuda" else 4
+        x, w = (
+            torch.randn(shape, device=self.device, dtype=self.dtype)
+            for shape in ((n, 256, 32, 32), (256, 256, 3, 3))
+        )
+        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+        case = {"": lambda: F.conv2d(x, w, padding=1)}
+        return 2 * n * 256 * 256 * 9 * 32**2 / min(interleave(case, 20, 3, self.clock)[""])
+
+    def waits(self) -> str:
+        """Return how the host waited for a GPU within a cycle of steps; "" where it did not."""
+        if self.device.type != "cuda":
+            return ""
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.cycle()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return ""
+
+    def where_time_goes(self) -> str:
+        """Return torch's table of the operators that a cycle of steps spends its time in."""
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profile:
+            self.cycle()
+        return profile.key_averages().table(f"self_{self.device.type}_time_total", 25)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the run is made of and where it runs."""
+        if self.device.type == "cuda":
+            where = f"{torch.cuda.get_device_name(self.device)}, torch {torch.__version__}"
+        else:
+            threads = torch.get_num_threads()
+            where = f"{machine()}, {threads} thread{'s' * (threads > 1)}"
+        return {
+            "machine": where,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "parameters": [sum(p.numel() for p in net.parameters()) for net in self.networks()],
+        }
+
+    def close(self) -> None:
+        """Give its folder back."""
+        self.run.lock.close()
+        self.folder.cleanup()
+
+
+# A way has a process of its own, since accelerate knows one precision a process.
+stepper: Stepper
+
+
+def open_stepper(name: str, config: TrainConfig) -> None:
+    """Build this process's run; what it prints is not the bench's."""
+    global stepper
+    with contextlib.redirect_stdout(sys.stderr):
+        stepper = Stepper(name, config)
+
+
+def ask(what: str) -> Any:
+    """Answer from this process's run."""
+    return getattr(stepper, what)()
+
+
+def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Time every way's step, in turns, and the plain convolution of its precision."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    spawn = get_context("spawn")
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(ProcessPoolExecutor(1, spawn, open_stepper, (name, config)))
+            for name in names_of_ways(device, not args.quick)
+        }
+
+        def tell(name: str, what: str) -> Any:
+            return processes[name].submit(ask, what).result()
+
+        flop = tell(OURS, "flop_per_image")
+        rows = [{"way": name, "images_per_s": []} for name in processes]
+        for turn in range(1 + (1 if args.quick else args.repeats)):  # the first is to warm up
+            for row in rows:
+                speed = tell(row["way"], "images_per_s")
+                row["images_per_s"] += [speed] if turn else []
+        for row in rows:
+            row["convolution"] = tell(row["way"], "convolution_flop_per_s")
+            row["precision"] = tell(row["way"], "describe")["precision"]
+        if args.profile:
+            print(tell(OURS, "where_time_goes"))
+        figures = {"device": device, "waits": tell(OURS, "waits"), **tell(OURS, "describe")}
+        for name in processes:
+            tell(name, "close")
+    sizes = {"px": config.resolution, "batch": config.batch_size}
+    return {"rows": rows, "flop": flop, **sizes, **figures}
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Write the section."""
+    speeds = [median(row["images_per_s"]) for row in figures["rows"]]
+    lines = [
+        (
+            row["way"],
+            row["precision"],
+            f"{speed:.1f}",
+            f"{speed / speeds[0]:.2f}×",
+            f"{figures['flop'] * speed / 1e9:,.0f}",
+            f"{row['convolution'] / 1e9:,.0f}",
+            f"{figures['flop'] * speed / row['convolution']:.0%}",
+        )
+        for row, speed in zip(figures["rows"], speeds, strict=True)
+    ]
+    head = ("step", "precision", "images/s", "to train.py", "GFLOP/s", "convolution's", "share")
+    millions = " + ".join(f"{n / 1e6:.2f}" for n in figures["parameters"])
+    cycles = len(figures["rows"][0]["images_per_s"])
+    text = (
+        f"## One training step, and what the device can do\n\n"
+        f"`{' '.join(['python -m benchmarks.step', *figures['flags']])}`; {figures['px']} px, "
+        f"batches of {figures['batch']}, {figures['flop'] / 1e9:.2f} GFLOP an image, {millions} "
+        f"million parameters; {figures['machine']}. In turns, the median of {cycles} cycles of the "
+        f"lazy penalty. Share: of what one plain large convolution reaches in the same precision. "
+        f"Compiled: every step but those with a penalty.\n\n{table(head, lines)}"
+    )
+    if figures["device"] == "cuda":
+        waits = figures["waits"]
+        text += f"\n\nThe host waits: {waits}." if waits else "\n\nNo step waits for the host."
+    return text
+
+
+def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
+    """Read the command line; flags that are not the bench's are train.py's."""
+    parser = make_parser("step", __doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="cycles of each way")
+    parser.add_argument("--profile", action="store_true", help="print where time goes, too")
+    args, rest = parser.parse_known_args(argv)
+    args.flags = rest
+    return args, dataclasses.replace(parse_settings(rest), metric_samples=0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the bench."""
+    args, config = parse_arguments(argv)
+    figures = {"flags": args.flags} | measure(config, args)
+    publish("step", report(figures), figures, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
