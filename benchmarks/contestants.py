@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import tempfile
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.worker import Contestant, real_batches, serve, to_pixels
-from training.config import PRESETS, make_config
+from training.config import PRESETS, TrainConfig, make_config
 
 # Presets of train.py.
 OURS = {"kaogan": "kaogan-64", "article": "article-bce", "article-deconv": "article-deconv"}
@@ -29,13 +29,12 @@ PATCHED = 128  # px from which Kaogan paints patches of 2, and of 4 at twice as 
 class Ours:
     """A run of train.py, step by step."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         from training.run import build as build_run
 
         self.folder = tempfile.TemporaryDirectory()
-        config = settings(args, self.folder.name)
-        self.cycle = config.penalty_interval if config.r1_gamma else 1
-        self.run = build_run(config)
+        self.cycle = config.penalty_interval if config.r1_gamma or config.r2_gamma else 1
+        self.run = build_run(dataclasses.replace(config, out=self.folder.name))
         self.G, self.D = self.run.G_raw, self.run.D_raw
 
     def step(self) -> None:
@@ -51,9 +50,9 @@ class Ours:
         return to_pixels(self.run.G_ema(torch.randn(count, self.run.config.z_dim)))
 
 
-def settings(args: argparse.Namespace, out: str) -> Any:
+def settings(args: argparse.Namespace) -> TrainConfig:
     """Return the configuration of a run at a worker's size and batch."""
-    extra = {"resolution": args.size, "batch_size": args.batch, "out": out, "metric_samples": 0}
+    extra = {"resolution": args.size, "batch_size": args.batch, "metric_samples": 0}
     if args.name.startswith("kaogan") and args.size >= PATCHED:
         extra["patch"] = min(4, 2 * args.size // PATCHED)
     extra |= FASTER.get(args.name, {})
@@ -70,7 +69,7 @@ class Bare:
         from training.run import kaogan_networks
 
         keep_freed_memory()
-        self.config = settings(args, "")
+        self.config = settings(args)
         self.cycle, self.steps, self.batch = self.config.penalty_interval, 0, args.batch
         nets = kaogan_networks(self.config)
         self.G, self.D = (net.to(memory_format=torch.channels_last) for net in nets)
@@ -183,7 +182,7 @@ def first_weights(layer: nn.Module) -> None:
 def build(args: argparse.Namespace) -> Contestant:
     """Make the contestant."""
     kinds = {"kaogan-bare": Bare, "dcgan": DCGAN}
-    return kinds.get(args.name, Ours)(args)
+    return kinds[args.name](args) if args.name in kinds else Ours(settings(args))
 
 
 if __name__ == "__main__":

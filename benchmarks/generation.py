@@ -19,7 +19,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import ROOT, interleave, machine, make_parser, median, p95, publish, table
+from benchmarks.common import (
+    ROOT,
+    clock_for,
+    interleave,
+    machine,
+    make_parser,
+    median,
+    p95,
+    publish,
+    table,
+)
 from model import latents_from_seeds, load_network, quantise
 from studio.export import export, open_session
 from studio.faces import BUNDLED, Studio, prepare_cpu
@@ -131,11 +140,6 @@ def engines(folder: Path, threads: int, files: dict[str, Path], compiled: bool) 
         torch._dynamo.reset()
         ways["torch.compile"] = torch_engine(torch.compile(frozen, dynamic=True))
     return ways
-
-
-def clock_for(threads: int) -> Callable[[], float]:
-    """Return the process's own clock for one thread, so that other processes count little."""
-    return time.process_time if threads == 1 else time.perf_counter
 
 
 def measure_peak(quick: bool) -> dict[str, float]:

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,12 +29,19 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-import train
-from benchmarks.common import interleave, machine, make_parser, median, publish, table
-from benchmarks.worker import Operations
+from benchmarks.common import (
+    clock_for,
+    interleave,
+    machine,
+    make_parser,
+    median,
+    publish,
+    table,
+)
+from benchmarks.contestants import Ours
+from benchmarks.worker import count_operations
 from training.config import TrainConfig
 from training.config import parse_arguments as parse_settings
-from training.run import build
 
 OURS = "train.py"  # the way that others are compared with
 
@@ -82,58 +88,59 @@ def names_of_ways(device: str, compiled: bool) -> list[str]:
     return [name for name in WAYS if name not in left_out]
 
 
-class Stepper:
+class Stepper(Ours):
     """A run of train.py that takes its steps in one of the ways."""
 
     def __init__(self, name: str, config: TrainConfig) -> None:
         way = WAYS[name]
-        self.folder = tempfile.TemporaryDirectory()
-        self.run = build(dataclasses.replace(config, out=self.folder.name, **way.settings))
+        super().__init__(dataclasses.replace(config, **way.settings))
         self.around, self.compiled = way.around, None
-        self.length = config.penalty_interval if config.r1_gamma or config.r2_gamma else 1
+        self.batch = config.batch_size
         self.device = self.run.accelerator.device
         for network in self.networks() if way.plain else ():
             network.to(memory_format=torch.contiguous_format)
         for network in self.networks() if way.compiled else ():
             network.compile()
-            self.compiled = self.run.D_raw._compiled_call_impl
+            self.compiled = self.D._compiled_call_impl
         mixed = self.run.accelerator.mixed_precision == "bf16" or name == "in bf16"
         self.dtype = torch.bfloat16 if mixed else torch.float32
 
     def networks(self) -> list[torch.nn.Module]:
         """Return every network that learns."""
-        return [self.run.G_raw, self.run.D_raw, *([self.run.A_raw] if self.run.A else [])]
+        return [self.G, self.D, *([self.run.A_raw] if self.run.A else [])]
 
-    def cycle(self) -> None:
-        """Take the steps from one penalty to the next."""
+    def step(self) -> None:
+        """Take one step of train.py's."""
+        if self.compiled:  # compiled code cannot be differentiated twice, as R1 does
+            penalised = (self.run.nimg // self.batch) % self.cycle == 0
+            self.D._compiled_call_impl = None if penalised else self.compiled
         with self.around():
-            for number in range(self.length):
-                if self.compiled:  # compiled code cannot be differentiated twice, as R1 does
-                    self.run.D_raw._compiled_call_impl = self.compiled if number else None
-                train.step(self.run)
+            super().step()
+
+    def whole_cycle(self) -> None:
+        """Take the steps from one penalty to the next."""
+        for _ in range(self.cycle):
+            self.step()
 
     def clock(self) -> float:
         """Return seconds: of the wall once a GPU is done, of one thread's work, or of the wall."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        elif torch.get_num_threads() == 1:
-            return time.process_time()
-        return time.perf_counter()
+            return time.perf_counter()
+        return clock_for(torch.get_num_threads())()
 
     def images_per_s(self) -> float:
         """Time one cycle."""
         start = self.clock()
-        self.cycle()
-        return self.length * self.run.config.batch_size / (self.clock() - start)
+        self.whole_cycle()
+        return self.cycle * self.batch / (self.clock() - start)
 
     def flop_per_image(self) -> float:
         """Count the operations of one image's step, FLOP: the mean of a cycle.
 
         A multiplication and an addition are two; what is not a product or a convolution is none.
         """
-        with Operations() as counter:
-            self.cycle()
-        return counter.total / self.length / self.run.config.batch_size
+        return 1e9 * count_operations(self, self.batch)["gflop"]
 
     @torch.no_grad()
     def convolution_flop_per_s(self) -> float:
@@ -153,7 +160,7 @@ class Stepper:
             return ""
         torch.cuda.set_sync_debug_mode("error")
         try:
-            self.cycle()
+            self.whole_cycle()
         except RuntimeError as error:
             return str(error).splitlines()[0]
         finally:
@@ -166,7 +173,7 @@ class Stepper:
         if self.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=kinds) as profile:
-            self.cycle()
+            self.whole_cycle()
         return profile.key_averages().table(f"self_{self.device.type}_time_total", 25)
 
     def describe(self) -> dict[str, Any]:
@@ -177,6 +184,7 @@ class Stepper:
             threads = torch.get_num_threads()
             where = f"{machine()}, {threads} thread{'s' * (threads > 1)}"
         return {
+            "device": self.device.type,
             "machine": where,
             "precision": str(self.dtype).removeprefix("torch."),
             "parameters": [sum(p.numel() for p in net.parameters()) for net in self.networks()],
@@ -228,7 +236,7 @@ def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
             row["precision"] = tell(row["way"], "describe")["precision"]
         if args.profile:
             print(tell(OURS, "where_time_goes"))
-        figures = {"device": device, "waits": tell(OURS, "waits"), **tell(OURS, "describe")}
+        figures = {"waits": tell(OURS, "waits"), **tell(OURS, "describe")}
         for name in processes:
             tell(name, "close")
     sizes = {"px": config.resolution, "batch": config.batch_size}

@@ -93,9 +93,12 @@ def fitted(G, tmp_path_factory) -> Path:
     options = ["--model", folder / "generator", "--reader", folder / "reader"]
     options += ["--judge", folder / "reader"]
     sizes = ["--samples", "768", "--quick", "24", "--careful", "48"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads are rounded otherwise: another fit
     try:
         assert main([*map(str, options), *sizes]) == 0
     finally:
+        torch.set_num_threads(threads)
         del NETWORKS["SumReader"]
     return folder / "generator"
 
@@ -305,8 +308,7 @@ def test_a_picked_colour_is_approached(fitted, G):
     colour = studio.directions.colours["hair"]
     moved = torch.stack([colour.move(w, target) for w in ws])
     after = palette.measure(small(studio.draw_ws(moved)))["hair"]
-    # Rounding moves an untrained generator's fit: 0.75 with two threads, less with one.
-    assert (after - target).norm(dim=1).mean() < 0.85 * (before - target).norm(dim=1).mean()
+    assert (after - target).norm(dim=1).mean() < 0.75 * (before - target).norm(dim=1).mean()
 
 
 def small(faces) -> Tensor:

@@ -154,11 +154,11 @@ def test_a_plain_layout_takes_the_same_step(options: list[str]) -> None:
     weights, work, first = [], [], None
     for name in (step.OURS, "not channels_last"):
         stepper = step.Stepper(name, config)
-        flat = flattened(stepper.run.G_raw.parameters())
-        first = flat if first is None else first
-        assert torch.equal(first, flat)
+        start = flattened(stepper.G.parameters())
+        first = start if first is None else first
+        assert torch.equal(first, start)
         work.append(stepper.flop_per_image())
-        weights.append([p.detach() for p in stepper.run.G_raw.parameters()])
+        weights.append(list(stepper.G.parameters()))
         assert stepper.run.nimg == 8 and stepper.images_per_s() > 0
         stepper.close()
     assert work[0] == work[1] > 1e7
