@@ -13,9 +13,10 @@ from model import (
     smooth_patches,
     upsample,
 )
+from training import transfer
 from training.config import make_config
 from training.run import kaogan_networks
-from training.transfer import init_from, open_pair, take_over
+from training.transfer import imitate, init_from, open_pair, take_over
 
 WIDTHS = (32, 16, 16)  # of 4, 8 and 16 px
 
@@ -111,12 +112,47 @@ def test_init_from_says_what_it_took(tmp_path):
     G, D = kaogan_networks(config)
     small = make_config({**config.public(), "resolution": 16, "patch": 1})
     old_G, old_D = kaogan_networks(small)
+    said = []
     old_G.save_pretrained(tmp_path / "generator")
-    assert init_from(str(tmp_path), G, D).endswith("D none.")
+    init_from(str(tmp_path), G, D, said.append)
+    assert said.pop().endswith("D none.")
     old_D.save_pretrained(tmp_path / "discriminator")
-    line = init_from(str(tmp_path), G, D)
+    init_from(str(tmp_path), G, D, said.append)
+    (line,) = said
     assert f"G {len(G.state_dict())} of {len(G.state_dict())}" in line
     assert f"D {len(D.state_dict())} of {len(D.state_dict())}" in line
     assert torch.equal(G.const, old_G.const)
     _, other = kaogan_networks(make_config({**config.public(), "critic": "projected"}))
-    assert init_from(str(tmp_path), G, other).endswith("D none.")
+    init_from(str(tmp_path), G, other, said.append)
+    assert said[-1].endswith("D none.")
+
+
+def test_levels_learn_to_do_what_a_patch_did(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "IMITATION_STEPS", 80)
+    old_G, old_D = make_generator(32, patch=2), Discriminator(32, WIDTHS, patch=2)
+    old_G.blocks["16"].to_rgb.weight.normal_()  # so that the patch paints most of the picture
+    old_G.save_pretrained(tmp_path / "generator")
+    old_D.save_pretrained(tmp_path / "discriminator")
+    G, D = Generator(32, (*WIDTHS, 16), z_dim=12, w_dim=20), Discriminator(32, (*WIDTHS, 16))
+    said = []
+    init_from(str(tmp_path), G, D, said.append)
+    assert said[-1].startswith("The new levels imitate the patch; relative error left: G 0.")
+    assert all(p.requires_grad and p.grad is None for n in (G, D) for p in n.parameters())
+    for new, old in ((G, old_G), (D, old_D)):
+        taken = {n for n, t in old.state_dict().items() if "_rgb." not in n or "4.to_rgb" in n}
+        assert all(torch.equal(new.state_dict()[n], old.state_dict()[n]) for n in taken)
+    with torch.no_grad():
+        z = latents_from_seeds(range(10**6, 10**6 + 64), 12)  # faces it has not learned from
+        faces = old_G(z)
+        assert (G(z) - faces).std() < 0.5 * faces.std()
+        seen, wanted = D.features(faces)[1], old_D.features(faces)[0]
+        assert (seen - wanted).std() < 0.5 * wanted.std()
+
+
+def test_networks_that_differ_otherwise_imitate_nothing(z):
+    old = make_generator(32, patch=2)
+    larger = Generator(64, (*WIDTHS, 16, 16), z_dim=12, w_dim=20)
+    for other in (larger, make_generator(32, patch=2)):
+        before = [p.clone() for p in other.parameters()]
+        assert imitate(other, Discriminator(16, WIDTHS), old, None) == []
+        assert all(map(torch.equal, before, other.parameters()))
