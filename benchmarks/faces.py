@@ -1,11 +1,13 @@
-"""The bundled faces' evidence: how they were learned, and that they are no copies.
+"""The bundled faces' evidence: how they were learned, that they are no copies, how fine they are.
 
     pip install -r requirements-bench.txt
     python -m benchmarks.faces --data FACES
+    python -m benchmarks.faces --data FACES --before OLD_GENERATOR
 
 Writes into assets/samples, for the model card: curves.svg, the losses of every run in stats.jsonl
 over the images shown; neighbours.svg and neighbours.json, the distances of 64 faces to their eight
-nearest real ones beside those from real faces to real ones. No picture of the data is written.
+nearest real ones beside those from real faces to real ones; spectrum.svg, how much of each fineness
+the faces have, compared with real ones. No picture of the data is written.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ROOT, svg_pyplot
-from model import Generator, ModelError, keep_freed_memory, latents_from_seeds
+from model import Generator, ModelError, keep_freed_memory, latents_from_seeds, quantise
 from training.data import DataError, Faces, pack
 from training.metrics import (
     Extractor,
@@ -34,6 +37,7 @@ SAMPLES = 64  # faces, of the seeds 0 … 63 at psi 1
 NEAREST = 8
 REALS = 2000  # real faces, evenly spread, whose own neighbours are the measure
 FEATURES = ("efficientnet-lite0", "hog")
+SPECTRUM_FACES = 512  # drawn ones whose power is averaged, at psi 1
 PANELS = {"d_loss": "D's loss", "g_loss": "G's loss", "diversity": "spread of 64 faces"}
 
 
@@ -107,6 +111,66 @@ def draw_neighbours(figures: dict[str, Any], path: Path) -> None:
     pyplot.close(picture)
 
 
+def power(batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the mean power of pictures over frequency, for directions of two kinds.
+
+    Stems that paint several px from one place leave a weave: too much power along the axes, where
+    a mean over all directions hardly shows it.
+
+    Args:
+        batches: of pictures, `[N, H, W, C]` in any range, H = W.
+    Returns:
+        for "all directions" and "along the axes", float64 `[H // 4]`; the middles of these bins are
+        at (2 · i + 1) / H cycles a px.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        grey = batch.astype(np.float64).mean(3)
+        grey -= grey.mean((1, 2), keepdims=True)
+        window = np.hanning(grey.shape[1])  # edges would else count as lines
+        spectra = np.fft.fft2(grey * window[:, None] * window)
+        total, count = total + (np.abs(spectra) ** 2).sum(0), count + len(batch)
+    side, bins = len(total), len(total) // 4
+    cycles = np.abs(np.fft.fftfreq(side))
+    radius = np.hypot(cycles[:, None], cycles)
+    axes = np.minimum(cycles[:, None], cycles) <= 1.5 / side
+    places = np.minimum((radius * 2 * bins).astype(int), bins)  # the corners are left over
+    means = {}
+    for name, where in (("all directions", radius >= 0), ("along the axes", axes)):
+        sums = np.bincount(places[where], total[where] / count, bins + 1)
+        means[name] = (sums / np.maximum(np.bincount(places[where], minlength=bins + 1), 1))[:bins]
+    return means
+
+
+def compare_power(G: Generator, faces: Faces) -> dict[str, np.ndarray]:
+    """Return the power of drawn faces over that of real ones, as `power` keeps them."""
+    own = np.linspace(0, len(faces.images) - 1, min(REALS, len(faces.images))).round()
+    real = power(faces.images[part] for part in np.array_split(own.astype(int), 16))
+    with torch.inference_mode():
+        z = latents_from_seeds(range(SPECTRUM_FACES), G.z_dim)
+        drawn = power(quantise(G(part)).permute(0, 2, 3, 1).numpy() for part in z.split(16))
+    return {name: drawn[name] / np.maximum(real[name], 1e-9) for name in real}
+
+
+def draw_spectrum(ratios: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Draw the ratios of `compare_power`, of each generator by its name, the first in red."""
+    pyplot = svg_pyplot()
+    picture, axes = pyplot.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
+    for index, (name, entry) in enumerate(ratios.items()):
+        for axis, (direction, ratio) in zip(axes, entry.items(), strict=True):
+            cycles = (np.arange(len(ratio)) + 0.5) / (2 * len(ratio))
+            color = "#999999" if index else "#c0392b"
+            axis.semilogy(cycles, ratio, color=color, label=name, zorder=-index)
+            axis.set(title=direction, xlabel="cycles a px")
+            axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes:
+        axis.axhline(1, color="#2166ac", linewidth=0.8)
+    axes[0].set_ylabel("power over that of real faces")
+    axes[0].legend(frameon=False)
+    picture.savefig(path, metadata={"Date": None})
+    pyplot.close(picture)
+
+
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Draw what stats.jsonl logged, one run after the other."""
     pyplot = svg_pyplot()
@@ -133,6 +197,7 @@ def main() -> int:
         "--data", required=True, nargs="+", help="real faces, as train.py takes them"
     )
     parser.add_argument("--model", type=Path, default=ROOT / "assets/generator", help="folder")
+    parser.add_argument("--before", type=Path, help="folder of another generator, for spectrum.svg")
     parser.add_argument("--out", type=Path, default=ROOT / "assets/samples", help="folder")
     options = parser.parse_args()
     keep_freed_memory()
@@ -140,9 +205,14 @@ def main() -> int:
         G = Generator.from_pretrained(options.model)
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         figures = measure(G, faces)
+        ratios = {"these weights": compare_power(G, faces)}
+        if options.before:
+            before = Generator.from_pretrained(options.before)
+            ratios["the weights before"] = compare_power(before, faces)
         lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
         options.out.mkdir(parents=True, exist_ok=True)
         draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")
+        draw_spectrum(ratios, options.out / "spectrum.svg")
         draw_neighbours(figures, options.out / "neighbours.svg")
         text = json.dumps(figures) + "\n"
         (options.out / "neighbours.json").write_text(text, encoding="utf-8")
@@ -158,6 +228,12 @@ def main() -> int:
             f"{percent['1'][0]:.3g}, {percent['50'][0]:.3g}, {percent['99'][0]:.3g}; nearer than "
             f"99 % of reals are to reals: {entry['closer_than_1_percent_of_reals']} of {SAMPLES}"
         )
+    for name, entry in ratios.items():
+        for direction, ratio in entry.items():
+            octaves = ", ".join(f"{r:.2f}" for r in map(np.mean, np.array_split(ratio, 8)))
+            print(
+                f"{name}, power over that of reals, {direction}, by sixteenths of 1 / px: {octaves}"
+            )
     return 0
 
 

@@ -56,3 +56,33 @@ def test_a_copying_generator_is_found_out_and_the_plots_are_drawn(tmp_path, monk
     for name in ("n", "c"):
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
     json.dumps(honest)  # it is written as it stands
+
+
+def test_a_weave_shows_in_the_power_along_the_axes() -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(64, 32, 32, 3))
+    woven = plain + np.cos(2 * np.pi * 0.4 * np.arange(32))[:, None, None]
+    before, after = faces.power([plain]), faces.power([woven[:24], woven[24:]])
+    there = int(0.4 * 2 * 8)
+    grown = {name: after[name] / before[name] for name in before}
+    assert grown["along the axes"].argmax() == there
+    assert grown["along the axes"][there] > 2 * grown["all directions"][there] > 2
+    np.testing.assert_allclose(grown["along the axes"][: there - 2], 1, rtol=0.2)
+
+
+def test_a_generator_is_held_against_the_reals(tmp_path, faces_dir, monkeypatch) -> None:
+    monkeypatch.setenv("KAOGAN_CACHE", str(tmp_path / "cache"))
+    packed = pack([str(faces_dir)], 32)
+    torch.manual_seed(0)
+    G = Generator(resolution=32, channels=(16, 16, 16, 16), z_dim=16, w_dim=16)
+    reals = torch.from_numpy(packed.images[:].copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    monkeypatch.setattr(G, "forward", lambda z: reals[: len(z)])
+    monkeypatch.setattr(faces, "SPECTRUM_FACES", len(reals))
+    ratios = faces.compare_power(G, packed)
+    monkeypatch.setattr(G, "forward", lambda z: reals[: len(z)] / 2)
+    fainter = faces.compare_power(G, packed)
+    faces.draw_spectrum({"one": ratios, "other": fainter}, tmp_path / "s.svg")
+    assert b"<svg" in (tmp_path / "s.svg").read_bytes()
+    for name, ratio in ratios.items():
+        assert 0.8 < np.median(ratio) < 1.25
+        np.testing.assert_allclose(np.median(fainter[name] / ratio), 0.25, rtol=0.05)
