@@ -181,7 +181,7 @@ def row(name: str, results: list[Result]) -> tuple[str, ...]:
         f"{np.median([r.unrounded for r in results]):.2f}",
         f"{np.mean([r.flat for r in results]):.1f}",
         f"{colour:.1f}",
-        f"{lost.mean() / apart.mean():.2f}" if len(e) > 1 else "",
+        f"{lost.mean() / apart.mean():.2f}" if apart.any() else "",
         f"{np.median(seconds):.1f}",
         f"{seconds.max():.1f}",
     )

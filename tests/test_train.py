@@ -40,6 +40,16 @@ def bench(tmp_path):
     made.close()
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """Return the last checkpoint of a short run that nothing but its flags told what to do."""
+    made = Bench(tmp_path_factory.mktemp("bare"))
+    status, printed = made.run("bare", "--total-kimg", "0.032")
+    made.close()
+    assert status == 0, printed
+    return checkpoints(made.folder / "bare")[-1]
+
+
 @pytest.fixture
 def start(faces_dir, tmp_path):
     """Start train.py on the drawn faces in a fresh interpreter; returns a running process."""
@@ -324,16 +334,16 @@ SINGLE = {"distributed_type": "NO", "num_processes": 1, "use_cpu": True}
     ],
     ids=["plain", "bf16", "fp16", "compiled", "accumulating"],
 )
-def test_what_the_launcher_is_told_does_not_change_a_cpu_run(bench, tmp_path, answers, environment):
+def test_what_the_launcher_is_told_does_not_change_a_cpu_run(
+    bench, bare, tmp_path, answers, environment
+):
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(TWO_PROCESSES | answers))
     config = str(tmp_path / "file.yaml")
     status, printed = bench.run("run", "--total-kimg", "0.032", launch=config, **environment)
     assert status == 0, printed
     assert "1 x cpu, precision no" in printed
-    status, printed = bench.run("bare", "--total-kimg", "0.032")
-    assert status == 0, printed
-    a, b = checkpoints(tmp_path / "run")[-1], checkpoints(tmp_path / "bare")[-1]
-    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    told = checkpoints(tmp_path / "run")[-1]
+    assert [k for k in bare if not torch.equal(bare[k], told[k])] == []
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
