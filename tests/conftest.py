@@ -18,6 +18,10 @@ if str(ROOT) not in sys.path:
 
 pytest_plugins = ["tests.visitor"]
 
+# Processes that test side by side get a thread each: at two, each would wait for the other's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
