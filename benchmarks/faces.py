@@ -2,7 +2,7 @@
 
     pip install -r requirements-bench.txt
     python -m benchmarks.faces --data FACES
-    python -m benchmarks.faces --data FACES --before OLD_GENERATOR
+    python -m benchmarks.faces --data FACES --beside "the weights before=OLD_GENERATOR"
 
 Writes into assets/samples, for the model card: curves.svg, the losses of every run in stats.jsonl
 over the images shown; neighbours.svg and neighbours.json, the distances of 64 faces to their eight
@@ -197,7 +197,9 @@ def main() -> int:
         "--data", required=True, nargs="+", help="real faces, as train.py takes them"
     )
     parser.add_argument("--model", type=Path, default=ROOT / "assets/generator", help="folder")
-    parser.add_argument("--before", type=Path, help="folder of another generator, for spectrum.svg")
+    parser.add_argument(
+        "--beside", default="", metavar="NAME=FOLDER", help="another generator, for spectrum.svg"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "assets/samples", help="folder")
     options = parser.parse_args()
     keep_freed_memory()
@@ -206,9 +208,9 @@ def main() -> int:
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         figures = measure(G, faces)
         ratios = {"these weights": compare_power(G, faces)}
-        if options.before:
-            before = Generator.from_pretrained(options.before)
-            ratios["the weights before"] = compare_power(before, faces)
+        if options.beside:
+            name, _, folder = options.beside.rpartition("=")
+            ratios[name] = compare_power(Generator.from_pretrained(Path(folder)), faces)
         lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
         options.out.mkdir(parents=True, exist_ok=True)
         draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")

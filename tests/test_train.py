@@ -144,9 +144,10 @@ def test_a_launched_run_leaves_what_it_promises(run, bench, tmp_path):
     assert "Traceback" not in printed
 
 
-def test_killed_and_resumed_equals_undisturbed(run, start, tmp_path):
+def test_killed_and_resumed_equals_undisturbed(bench, start, tmp_path):
     """SIGKILL at any moment, then --resume latest: bit for bit the same networks."""
-    status, printed = run("whole", "--total-kimg", "0.64", "--keep", "99")
+    more = ["--keep", "99", "--data", str(tmp_path / "faces")]
+    status, printed = bench.run("whole", "--total-kimg", "0.64", *more)
     assert status == 0, printed
     process = start("killed", "--total-kimg", "0.64", "--keep", "99")
     saved = tmp_path / "killed" / "checkpoints"
@@ -154,7 +155,7 @@ def test_killed_and_resumed_equals_undisturbed(run, start, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(list_checkpoints(saved)) < 10
-    status, printed = run("killed", "--total-kimg", "0.64", "--resume", "latest", "--keep", "99")
+    status, printed = bench.run("killed", "--total-kimg", "0.64", "--resume", "latest", *more)
     assert status == 0, printed
     assert "Going on from" in printed
     last = [list_checkpoints(tmp_path / k / "checkpoints")[-1] for k in ("whole", "killed")]
