@@ -21,6 +21,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--js-flags=--no-opt --max-lazy",  # scripts that run for seconds are not worth compiling
 ]
 READ_PIXELS = """(image) => {
   const canvas = document.createElement("canvas");
