@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ROOT, svg_pyplot
-from model import Generator, ModelError, keep_freed_memory, latents_from_seeds, quantise
+from model import Generator, ModelError, keep_freed_memory, latents_from_seeds
 from training.data import DataError, Faces, pack
 from training.metrics import (
     Extractor,
@@ -32,6 +32,7 @@ from training.metrics import (
     compute_features,
     real_features,
 )
+from training.release import draw
 
 SAMPLES = 64  # faces, of the seeds 0 … 63 at psi 1
 NEAREST = 8
@@ -39,6 +40,11 @@ REALS = 2000  # real faces, evenly spread, whose own neighbours are the measure
 FEATURES = ("efficientnet-lite0", "hog")
 SPECTRUM_FACES = 512  # drawn ones whose power is averaged, at psi 1
 PANELS = {"d_loss": "D's loss", "g_loss": "G's loss", "diversity": "spread of 64 faces"}
+
+
+def evenly(count: int) -> np.ndarray:
+    """Return at most REALS positions, evenly spread over so many, int64."""
+    return np.linspace(0, count - 1, min(REALS, count)).round().astype(np.int64)
 
 
 def nearest_distances(
@@ -75,7 +81,7 @@ def measure(G: Generator, faces: Faces) -> dict[str, Any]:
     for name in FEATURES:
         extractor = build_extractor(name)
         real = real_features(faces.images, extractor, cache_dir=faces.path, data_key=faces.key)
-        own = np.linspace(0, len(real) - 1, min(REALS, len(real))).round().astype(np.int64)
+        own = evenly(len(real))
         between_reals = nearest_distances(real[own], real, NEAREST, own)
         to_reals = nearest_distances(fake_features(G, extractor), real, NEAREST)
         figures[name] = {
@@ -142,14 +148,17 @@ def power(batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     return means
 
 
-def compare_power(G: Generator, faces: Faces) -> dict[str, np.ndarray]:
-    """Return the power of drawn faces over that of real ones, as `power` keeps them."""
-    own = np.linspace(0, len(faces.images) - 1, min(REALS, len(faces.images))).round()
-    real = power(faces.images[part] for part in np.array_split(own.astype(int), 16))
-    with torch.inference_mode():
-        z = latents_from_seeds(range(SPECTRUM_FACES), G.z_dim)
-        drawn = power(quantise(G(part)).permute(0, 2, 3, 1).numpy() for part in z.split(16))
-    return {name: drawn[name] / np.maximum(real[name], 1e-9) for name in real}
+def compare_power(
+    generators: dict[str, Generator], faces: Faces
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the power of each generator's faces over that of real ones, as `power` keeps them."""
+    parts = np.array_split(evenly(len(faces.images)), 16)
+    real = power(faces.images[part] for part in parts)
+    ratios = {}
+    for name, G in generators.items():
+        drawn = power(face[None] for face in draw(G, range(SPECTRUM_FACES), 1.0))
+        ratios[name] = {way: drawn[way] / np.maximum(real[way], 1e-9) for way in real}
+    return ratios
 
 
 def draw_spectrum(ratios: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -207,10 +216,11 @@ def main() -> int:
         G = Generator.from_pretrained(options.model)
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         figures = measure(G, faces)
-        ratios = {"these weights": compare_power(G, faces)}
+        generators = {"these weights": G}
         if options.beside:
             name, _, folder = options.beside.rpartition("=")
-            ratios[name] = compare_power(Generator.from_pretrained(Path(folder)), faces)
+            generators[name or folder] = Generator.from_pretrained(Path(folder))
+        ratios = compare_power(generators, faces)
         lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
         options.out.mkdir(parents=True, exist_ok=True)
         draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")
@@ -232,9 +242,9 @@ def main() -> int:
         )
     for name, entry in ratios.items():
         for direction, ratio in entry.items():
-            octaves = ", ".join(f"{r:.2f}" for r in map(np.mean, np.array_split(ratio, 8)))
+            bands = ", ".join(f"{r:.2f}" for r in map(np.mean, np.array_split(ratio, 8)))
             print(
-                f"{name}, power over that of reals, {direction}, by sixteenths of 1 / px: {octaves}"
+                f"{name}, power over that of reals, {direction}, by sixteenths of 1 / px: {bands}"
             )
     return 0
 

@@ -29,15 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.common import (
-    clock_for,
-    interleave,
-    machine,
-    make_parser,
-    median,
-    publish,
-    table,
-)
+from benchmarks.common import clock_for, interleave, machine, make_parser, median, publish, table
 from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
@@ -152,7 +144,7 @@ class Stepper(Ours):
         )
         x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
         case = {"": lambda: F.conv2d(x, w, padding=1)}
-        return 2 * n * 256 * 256 * 9 * 32**2 / min(interleave(case, 8, 2, self.clock)[""])
+        return 2 * n * 256 * 256 * 9 * 32**2 / min(interleave(case, 20, 3, self.clock)[""])
 
     def waits(self) -> str:
         """Return how the host waited for a GPU within a cycle of steps; "" where it did not."""

@@ -120,9 +120,9 @@ def build(config: TrainConfig) -> Run:
     faces = pack_faces(config, accelerator)
     torch.manual_seed(config.seed)
     G, D = NETWORKS[config.networks](config)
+    G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
     if config.init_from and not checkpoint:
         init_from(config.init_from, G, D, accelerator.print)
-    G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
     G_ema = make_average(G, config)
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)

@@ -128,18 +128,17 @@ def imitate(G: nn.Module, D: nn.Module, old_G: nn.Module, old_D: nn.Module | Non
         for each network that learned, its name and the error left: the root mean square of the
         difference over that of what is imitated.
     """
+    for old in filter(None, (old_G, old_D)):
+        old.requires_grad_(False)
     said = []
-    if type(G) is type(old_G) is Generator and gives_up_patch(G, old_G):
-        old_G.requires_grad_(False)
+    if isinstance(G, Generator) and gives_up_patch(G, old_G):
         error = learn(G, old_G, lambda z: (G(z), old_G(z)), old_G.z_dim)
         said.append(f"G {error:.2f}")
     if type(D) is type(old_D) is Discriminator and gives_up_patch(D, old_D):
-        old_D.requires_grad_(False)
         level = len(D.blocks) - len(old_D.blocks)
 
         def look(z: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                faces = old_G(z)
+            faces = old_G(z)
             return D.features(faces)[level], old_D.features(faces)[0]
 
         error = learn(D, old_D, look, old_G.z_dim)
@@ -147,30 +146,29 @@ def imitate(G: nn.Module, D: nn.Module, old_G: nn.Module, old_D: nn.Module | Non
     return said
 
 
+def lacking(network: nn.Module, other: nn.Module) -> set[str]:
+    """Return the names of `network`'s tensors that `other` has not, or not in that shape."""
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    return {n for n, tensor in network.state_dict().items() if shapes.get(n) != tensor.shape}
+
+
 def gives_up_patch(new: KaoganModel, old: KaoganModel) -> bool:
     """Tell whether `new` is `old` but for levels of features where that has a patch."""
-    known = new.state_dict()
-    lost = [n for n, t in old.state_dict().items() if n not in known or known[n].shape != t.shape]
     deeper = new.resolution == old.resolution and len(new.blocks) > len(old.blocks)
-    return deeper and all("_rgb." in name for name in lost)
+    return deeper and all("_rgb." in name for name in lacking(old, new))
 
 
 def learn(
     new: nn.Module, old: nn.Module, look: Callable[[Tensor], tuple[Tensor, Tensor]], z_dim: int
 ) -> float:
     """Fit what `new` does not have from `old`, so that the two tensors of `look(z)` come close."""
-    known = old.state_dict()
-    parameters = [
-        parameter
-        for name, parameter in new.named_parameters()
-        if name not in known or known[name].shape != parameter.shape
-    ]
-    new.to(memory_format=torch.channels_last)
+    names = lacking(new, old)
+    parameters = [p for name, p in new.named_parameters() if name in names]
     optimizer = torch.optim.Adam(parameters, IMITATION_LR, (0.9, 0.99))
     for step in range(IMITATION_STEPS):
         optimizer.param_groups[0]["lr"] = IMITATION_LR * min(1, 2 - 2 * step / IMITATION_STEPS)
         seeds = range(step * IMITATION_BATCH, (step + 1) * IMITATION_BATCH)
-        ours, theirs = look(latents_from_seeds(seeds, z_dim))
+        ours, theirs = look(latents_from_seeds(seeds, z_dim).to(parameters[0].device))
         error = (ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()
         for parameter, grad in zip(parameters, torch.autograd.grad(error, parameters), strict=True):
             parameter.grad = grad
@@ -185,7 +183,8 @@ def init_from(source: str, G: nn.Module, D: nn.Module, say: Callable[[str], None
     Raises:
         ModelError: as `open_pair` and `take_over` do.
     """
-    old_G, old_D = open_pair(source)
+    device = next(G.parameters()).device
+    old_G, old_D = (old and old.to(device) for old in open_pair(source))
     parts = ["G {} of {}".format(*take_over(G, old_G))]
     if type(old_D) is type(D):  # another kind of critic learns afresh
         parts.append("D {} of {}".format(*take_over(D, old_D)))
