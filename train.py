@@ -7,7 +7,8 @@
     accelerate launch train.py --data FOLDER_OR_ZIP --push-to-hub owner/name  # with HF_TOKEN set
 
 A run's folder then holds config.json, stats.jsonl, grids/, checkpoints/ (to resume) and
-generator/ + discriminator/ (config.json and model.safetensors, to use and to publish).
+generator/ + discriminator/ (config.json and model.safetensors, to use and to publish); with
+--init-from also start/, the generator as it began, for training.release to mix with.
 """
 
 from __future__ import annotations

@@ -386,7 +386,12 @@ def test_a_run_starts_from_another_runs_networks(bench, tmp_path):
     assert taken, printed
     assert taken[1] == taken[2]
     assert taken[3] == taken[4]
-    assert Generator.from_pretrained(tmp_path / "large" / "generator").resolution == 32
+    learned, start, old = (
+        Generator.from_pretrained(tmp_path / name)
+        for name in ("large/generator", "large/start", "small/generator")
+    )
+    assert learned.config == start.config != old.config
+    assert torch.equal(start.const, old.const) and not torch.equal(learned.const, old.const)
     # A checkpoint wins over --init-from: going on is not starting again.
     status, printed = bench.run("large", "--total-kimg", "0.128", *larger, "--resume", "latest")
     assert status == 0, printed

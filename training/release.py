@@ -1,7 +1,7 @@
 """Bundle a run's networks with the page.
 
     python -m training.release runs/mine
-    python -m training.release runs/mine --soup assets/generator  # halfway to what it started from
+    python -m training.release runs/mine --soup runs/mine/start   # halfway to what it started from
 
 Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves by more than 1/255);
 in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw

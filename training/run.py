@@ -123,6 +123,8 @@ def build(config: TrainConfig) -> Run:
     G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
     if config.init_from and not checkpoint:
         init_from(config.init_from, G, D, accelerator.print)
+        if accelerator.is_main_process:
+            G.save_pretrained(folder / "start")
     G_ema = make_average(G, config)
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
