@@ -80,6 +80,8 @@ def test_unknown_flags_are_refused(flags, capsys):
         ({"data": [3]}, "--data takes names"),
         ({"augment": "sparkle"}, "sparkle"),
         ({"aid_weight": 1.0, "critic": "projected"}, "--aid-weight needs"),
+        ({"aid_resolution": 96, "resolution": 64}, "--aid-resolution must be 0, or 64 to"),
+        ({"aid_resolution": 32}, "--aid-resolution must be 0, or 64 to"),
     ],
 )
 def test_unusable_values_get_a_sentence(values, words):

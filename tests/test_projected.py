@@ -35,6 +35,23 @@ def test_sizes_and_grey(resolution, channels):
     assert D(torch.randn(2, channels, resolution, resolution)).shape == (2, 4)
 
 
+def test_it_looks_at_larger_pictures_reduced(D):
+    D.eval()
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 128, 128, requires_grad=True)
+    seen = D(images)
+    assert seen.shape == (2, 4)
+    assert D.embed(images).shape == D.embed(torch.randn(2, 3, 64, 64)).shape
+    with torch.no_grad():  # what is finer than its pixels it hardly sees …
+        fine, coarse = (
+            torch.tensor([1.0, -1.0]).repeat_interleave(n).repeat(64 // n) for n in (1, 8)
+        )
+        moved = [(D(images + 0.3 * stripes) - seen).norm() for stripes in (fine, coarse)]
+    assert moved[0] < 0.1 * moved[1]
+    spectrum = torch.fft.fft2(torch.autograd.grad(seen.sum(), images)[0]).abs()
+    assert spectrum[..., 60:68, :].mean() < 0.05 * spectrum[..., 12:20, :].mean()  # … nor teaches
+
+
 def test_rows_are_judged_as_their_pictures_are(D):
     D.eval()  # a forward in training mode moves the estimates of spectral norms
     images = torch.randn(3, 3, 64, 64)

@@ -21,6 +21,7 @@ from model import PATCHES
 from training.augment import parse_policy
 from training.losses import OBJECTIVES
 from training.metrics import FEATURES
+from training.projected import MIN_PX
 
 MAX_FILE_BYTES = 64 * 1024  # of a file of settings
 SECRETS = ("hub_token",)  # never written to a file nor shown
@@ -60,6 +61,9 @@ class TrainConfig:
     )
     aid_weight: float = setting(
         0.0, "weight in G's loss of a second, projected critic beside a residual D; 0: none"
+    )
+    aid_resolution: int = setting(
+        0, "px at which the second critic looks, the pictures reduced; 0: as they are"
     )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
@@ -139,6 +143,11 @@ class TrainConfig:
         self.metric_marks()
         if self.aid_weight and (self.networks, self.critic) != ("kaogan", "residual"):
             raise ConfigError("--aid-weight needs --networks kaogan and --critic residual")
+        if self.aid_resolution and not MIN_PX <= self.aid_resolution <= self.resolution:
+            raise ConfigError(
+                f"--aid-resolution must be 0, or {MIN_PX} to --resolution ({self.resolution}), "
+                f"not {self.aid_resolution}"
+            )
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
         if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):

@@ -175,7 +175,7 @@ def add_aid(run: Run) -> None:
     Kumari et al. 2022 (arXiv 2112.09130).
     """
     config, device = run.config, run.accelerator.device
-    critic = ProjectedDiscriminator(config.resolution, config.img_channels)
+    critic = ProjectedDiscriminator(config.aid_resolution or config.resolution, config.img_channels)
     critic = critic.to(device, memory_format=torch.channels_last)
     optimizer = make_adam(critic, config.aid_lr, config)
     run.A, run.A_opt = run.accelerator.prepare(critic, optimizer)
