@@ -159,7 +159,8 @@ async def use_tools(url: str) -> tuple[dict[str, dict], list, str]:
 
 
 def test_the_same_calls_are_tools_for_mcp(url: str, studio: Studio):
-    tools, content, refusal = anyio.run(use_tools, url)
+    with ThreadPoolExecutor(1) as pool:  # in this thread a browser's loop may run already
+        tools, content, refusal = pool.submit(anyio.run, use_tools, url).result()
     assert {f"/{name}": list(properties) for name, properties in tools.items()} == CALLS
     assert all(p["description"] and p["type"] for tool in tools.values() for p in tool.values())
     recipe = Recipe(42, mix=(Mix(7, "fine"),))
