@@ -115,14 +115,19 @@ class KaoganModel(
         return self.eval().requires_grad_(False)
 
     def save_pretrained(
-        self, directory: str | Path, *, dtype: torch.dtype | None = None, **hub: Any
+        self,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        **hub: Any,
     ) -> str | None:
         """Write `config.json`, `model.safetensors` and, where none is there, a card.
 
         Args:
             directory: made if missing.
-            dtype: storage type of the weights (`torch.float16` halves the file); as they are
-                when None. They come back as float32 from `from_pretrained`.
+            dtype: storage type of the weights (`torch.float16` halves the file), or that of
+                some of them by their name in `state_dict`; as they are when None. They come back
+                as float32 from `from_pretrained`.
             hub: what `PyTorchModelHubMixin.save_pretrained` takes besides.
         """
         self._storage_dtype = dtype
@@ -138,12 +143,12 @@ class KaoganModel(
         return {"architecture": type(self).__name__, **arguments}
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        dtype = getattr(self, "_storage_dtype", None)
+        state = self.state_dict()
+        dtypes = getattr(self, "_storage_dtype", None) or {}
+        if isinstance(dtypes, torch.dtype):
+            dtypes = {k: dtypes for k, v in state.items() if v.is_floating_point()}
         state = {
-            k: v.detach()
-            .to("cpu", dtype if dtype and v.is_floating_point() else v.dtype)
-            .contiguous()
-            for k, v in self.state_dict().items()
+            k: v.detach().to("cpu", dtypes.get(k, v.dtype)).contiguous() for k, v in state.items()
         }
         path = Path(save_directory) / WEIGHTS_NAME
         part = path.with_suffix(".part")

@@ -11,11 +11,13 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file
 
 from model import Discriminator, Generator, ModelError, default_channels
 from training.config import BUNDLED_FACES
 from training.release import (
     BUNDLED_COUNT,
+    CHECKED_SEEDS,
     GOLDEN_PSI,
     GOLDEN_SEEDS,
     draw,
@@ -93,16 +95,25 @@ def test_a_fresh_clone_trains_with_no_data_given(tmp_path):
     assert (tmp_path / "run" / "generator" / "model.safetensors").exists()
 
 
+def dtypes(folder):
+    return {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+
+
 def test_storage_narrows_only_where_pixels_stay(tmp_path):
     torch.manual_seed(0)
     G = Generator(16, default_channels(16, 128, 16), z_dim=8, w_dim=8).eval()
     store(G, tmp_path / "narrow")
     assert json.loads((tmp_path / "narrow" / "config.json").read_text())["resolution"] == 16
+    assert dtypes(tmp_path / "narrow") == {torch.float16}
     with torch.no_grad():
-        G.blocks["16"].to_rgb.weight.mul_(300)  # now 16 bits are too coarse
-    store(G, tmp_path / "wide")
-    sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("narrow", "wide")]
-    assert sizes[1] > 1.6 * sizes[0]
+        G.blocks["16"].to_rgb.weight.mul_(40)  # small, and now 16 bits are too coarse for all
+    faces = np.stack(list(draw(G, range(CHECKED_SEEDS), 1.0))).astype(int)
+    store(G, tmp_path / "mixed")
+    assert dtypes(tmp_path / "mixed") == {torch.float16, torch.float32}
+    stored = Generator.from_pretrained(tmp_path / "mixed")
+    assert np.abs(np.stack(list(draw(stored, range(CHECKED_SEEDS), 1.0))) - faces).max() == 1
+    sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("narrow", "mixed")]
+    assert sizes[0] < sizes[1] < 1.9 * sizes[0]
 
 
 def test_drawing_leaves_gradients_on_between_faces():

@@ -3,17 +3,19 @@
     python -m training.release runs/mine
     python -m training.release runs/mine --soup runs/mine/start   # halfway to what it started from
 
-Writes assets/generator and assets/discriminator (in 16 bits, if no pixel moves by more than 1/255);
-in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must draw
-again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py` learns
-from in a fresh clone: they need not be of the newest weights, and each new zip would stay in the
-repository for ever. The model card, assets/generator/README.md, is written by people and left
+Writes assets/generator and assets/discriminator, in 16 bits where that moves no pixel by more than
+1/255; in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must
+draw again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py`
+learns from in a fresh clone: they need not be of the newest weights, and each new zip would stay in
+the repository for ever. The model card, assets/generator/README.md, is written by people and left
 alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
+import copy
 import io
 import shutil
 import sys
@@ -54,23 +56,37 @@ def draw(G: Generator, seeds: Sequence[int], psi: float) -> Iterator[np.ndarray]
         yield from faces
 
 
-def largest_step(a: Generator, b: Generator) -> int:
-    """Return by how many of 255 steps the pixels of two generators differ at most."""
+def narrowed(network: Generator | Discriminator, count: int) -> dict[str, torch.dtype]:
+    """Name the `count` largest tensors of a network, each with 16 bits as its storage type."""
+    state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    names = sorted(state, key=lambda name: -state[name].numel())
+    return dict.fromkeys(names[:count], torch.float16)
+
+
+def count_narrow(G: Generator) -> int:
+    """Return how many of a generator's largest tensors 16 bits hold without a pixel showing it."""
     seeds = range(CHECKED_SEEDS)
-    pairs = zip(draw(a, seeds, 1.0), draw(b, seeds, 1.0), strict=True)
-    return max(int(np.abs(x.astype(int) - y).max()) for x, y in pairs)
+    faces = np.stack(list(draw(G, seeds, 1.0))).astype(int)
+
+    def largest_step(count: int) -> int:
+        """Return by how many of 255 steps a pixel moves at most."""
+        state, dtypes = G.state_dict(), narrowed(G, count)
+        other = copy.deepcopy(G)
+        other.load_state_dict({k: v.to(dtypes.get(k, v.dtype)) for k, v in state.items()})
+        return int(np.abs(np.stack(list(draw(other, seeds, 1.0))) - faces).max())
+
+    # More narrow tensors move pixels farther, so the count can be searched by halves.
+    return bisect.bisect_right(range(1, len(G.state_dict()) + 1), 1, key=largest_step)
 
 
 def store(network: Generator | Discriminator, folder: Path) -> None:
-    """Store a network in 16 bits, or in 32 where a generator's pixels would move."""
+    """Store a network: D in 16 bits, of G the largest tensors, while no pixel shows it."""
+    count = len(network.state_dict())
+    if isinstance(network, Generator):
+        count = count_narrow(network)
+        print(f"in 16 bits: the {count} largest of {len(network.state_dict())} tensors")
     with tempfile.TemporaryDirectory() as scratch:
-        network.save_pretrained(scratch, dtype=torch.float16)
-        dtype: torch.dtype | None = torch.float16
-        if isinstance(network, Generator):
-            step = largest_step(network, Generator.from_pretrained(scratch))
-            dtype = torch.float16 if step <= 1 else None
-            print(f"16-bit storage moves pixels by at most {step}/255")
-        network.save_pretrained(scratch, dtype=dtype)
+        network.save_pretrained(scratch, dtype=narrowed(network, count))
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "model.safetensors"):
             shutil.move(Path(scratch) / name, folder / name)
