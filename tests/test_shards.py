@@ -43,12 +43,12 @@ def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))}
 
 
-def start(out: Path, folder: Path, processes: int, *flags: str) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    port = ["--standalone"]
+def start(out: Path, folder: Path, processes: int) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.Popen(
-        [*launcher, *port, "-m", "studio", "--seeds", "100-599", "--shards", str(out),
-         "--shard-size", "20", "--model", str(folder), "--batch-size", "4", *flags],
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "studio",
+         "--seeds", "100-599", "--shards", str(out), "--shard-size", "20",
+         "--model", str(folder), "--batch-size", "4"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
