@@ -111,7 +111,7 @@ def test_storage_narrows_only_where_pixels_stay(tmp_path):
     store(G, tmp_path / "mixed")
     assert dtypes(tmp_path / "mixed") == {torch.float16, torch.float32}
     stored = Generator.from_pretrained(tmp_path / "mixed")
-    assert np.abs(np.stack(list(draw(stored, range(CHECKED_SEEDS), 1.0))) - faces).max() == 1
+    assert np.abs(np.stack(list(draw(stored, range(CHECKED_SEEDS), 1.0))) - faces).max() <= 1
     sizes = [(tmp_path / k / "model.safetensors").stat().st_size for k in ("narrow", "mixed")]
     assert sizes[0] < sizes[1] < 1.9 * sizes[0]
 
