@@ -214,11 +214,12 @@ def kinds(options: argparse.Namespace) -> Iterator[tuple[str, functools.partial,
 def run(options: argparse.Namespace) -> str:
     """Measure what the command line asks for and return Markdown."""
     studio = Studio.open(options.model, fallback=False)
+    wanted = list(kinds(options))  # a fault in what was asked for costs nobody's minutes
     rows, everything = [], []
     with ProcessPoolExecutor(
         options.workers, multiprocessing.get_context("spawn"), begin, (options.model,)
     ) as pool:
-        for name, open_picture, count in kinds(options):
+        for name, open_picture, count in wanted:
             work = functools.partial(match_one, open_picture, options.seconds)
             found = list(tqdm(pool.map(work, range(count)), name, count, disable=None))
             everything += found
