@@ -75,7 +75,8 @@ def count_narrow(G: Generator) -> int:
         other.load_state_dict({k: v.to(dtypes.get(k, v.dtype)) for k, v in state.items()})
         return int(np.abs(np.stack(list(draw(other, seeds, 1.0))) - faces).max())
 
-    # More narrow tensors move pixels farther, so the count can be searched by halves.
+    # More narrow tensors move pixels farther, so the count is searched by halves; the one that is
+    # returned was itself drawn.
     return bisect.bisect_right(range(1, len(G.state_dict()) + 1), 1, key=largest_step)
 
 
