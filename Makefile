@@ -1,4 +1,5 @@
 # make app    the page, at http://127.0.0.1:7860
+# make train  a training run: make train ARGS="--preset tiny"
 # make test   all tests, those in a browser too
 # make lint   ruff's checks and format
 # make web    the page without a server, in web/: any file server then serves it

@@ -1,6 +1,6 @@
 """The page in a browser: from a visitor's hand to the changed face.
 
-python -m benchmarks.browser            # dice, slider, colour, a dragged slider
+python -m benchmarks.browser            # dice, space bar, slider, a dragged slider
 python -m benchmarks.browser --quick    # a few of each
 
 Timed inside the page, from the click or input event to the first frame painted after the new

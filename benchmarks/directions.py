@@ -1,6 +1,6 @@
 """Measure whether sliders do what they are called, and what else they do.
 
-    python -m benchmarks.directions --data anime-portraits-128                # 1,000 seeds a slider
+    python -m benchmarks.directions --data FACES                              # 1,000 seeds a slider
     python -m benchmarks.directions --data FACES --seeds 100                  # a quick look
     python -m benchmarks.directions --data FACES --docs docs/directions.md    # into the document
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.common import machine
 from model import ModelError, keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
@@ -46,6 +47,7 @@ FACE = (slice(24, 58), slice(14, 50))  # rows and columns of 64, from the brows 
 SUCCESS, LEAKAGE, IDENTITY, REALISM = 0.85, 0.10, 0.50, 1.30  # what is aimed at
 REAL_FACES = 10_000  # that Fréchet distances are taken to
 REGION_FACES = 2000
+TIMED = 128  # faces drawn together to time one
 COLOURS = {
     "hair": ("#e8c66a", "#6b4a36", "#3a4a9a", "#e59ab8", "#8a68b0", "#4f9a68", "#b04040"),
     "eyes": ("#3f6fc0", "#a83a3a", "#7a5230", "#3f8a50", "#7a4fa8", "#c8a030"),
@@ -168,7 +170,7 @@ class Bench:
         named = {p: ks for p, ks in families(self.judge.tags).items() if p in COLOUR_GROUPS}
         return find_regions(small(faces), torch.from_numpy(self.look(faces).logits), named)
 
-    def milliseconds(self, count: int = 128, repeats: int = 3) -> tuple[float, float]:
+    def milliseconds(self, count: int = TIMED, repeats: int = 3) -> tuple[float, float]:
         """Return ms of CPU time a face without and with three edits, the best of some repeats."""
         names = list(self.studio.directions.sliders)[:2]
         edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
@@ -278,8 +280,9 @@ def report_colours(bench: Bench) -> str:
     lines += [
         "",
         f"{', '.join(f'{len(c)} targets for {p}' for p, c in COLOURS.items())}, in turn over the "
-        f"seeds; ΔE*ab between the target and the mean colour of the part. A face takes "
-        f"{plain:.1f} ms of one CPU thread, with two sliders and a colour {edited:.1f} ms.",
+        f"seeds; ΔE*ab between the target and the mean colour of the part. Drawn among {TIMED}, "
+        f"a face takes {plain:.1f} ms of one CPU thread, with two sliders and a colour "
+        f"{edited:.1f} ms ({machine()}).",
         "",
     ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 2 -m studio --seeds 0-999999 --shards DIR
 
 The list of seeds is cut into shards of equal length, `faces-000000.tar` and so on. Each process
-takes every so-manieth shard, by its rank; nobody waits for another. A shard gets its name when it
+takes every N-th shard of N, by its rank; nobody waits for another. A shard gets its name when it
 is whole, so the same command after a crash, with as many processes as you like, draws only what is
 missing, and the files are the same to the byte on the same machine. A sample is a PNG that carries
 its recipe, and the recipe as JSON.

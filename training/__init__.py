@@ -1,1 +1,1 @@
-"""What only train.py needs: data, losses, augmentation, metrics, checkpoints, publishing."""
+"""The parts of train.py, and commands around a run: measure, release, publish, fit directions."""

@@ -1,6 +1,6 @@
 """What can be seen in a face: two small readers of tags, learned from labelled faces.
 
-    python -m training.attributes --data anime-portraits-128          # both, into assets/attributes
+    python -m training.attributes --data FOLDER_OR_ZIP                # both, into assets/attributes
     python -m training.attributes --data FOLDER_OR_ZIP --only judge --out runs/attributes
 
 Two readers that share neither a network nor a training picture: the `builder` labels generated
@@ -554,7 +554,7 @@ def write_card(out: Path, left_out: dict[str, int]) -> None:
 CARD = """\
 # Readers of tags
 
-Written by `python -m training.attributes --data anime-portraits-128`. Two networks that see tags in
+Written by `python -m training.attributes --data FOLDER_OR_ZIP`. Two networks that see tags in
 faces, the judge at 64 px, the builder at 64 px and, around eyes and mouth, at 128 px; they share no
 training picture and no layer. `builder` labels generated faces for
 `python -m training.directions`; `judge` measures the edits in `python -m benchmarks.directions`.

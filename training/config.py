@@ -212,14 +212,15 @@ ARTICLE: dict[str, Any] = {
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # One CPU core, about 40 images/s at 64 px on a 2025 server core.
+    # One CPU core, about 30 images/s at 64 px on a 2025 server core.
     "kaogan-64": {},
     # Faces within ten minutes of one CPU core, of few poses: many small steps. What it comes to in
     # hours was not measured.
     "quick-64": {
         "patch": 2, "batch_size": 8, "g_lr": 4e-3, "d_lr": 4e-3, "r1_gamma": 0.1, "tick_kimg": 1.0,
     },
-    # A GPU: wider networks, larger batch; half an hour of an H100-class card.
+    # A GPU: wider networks, larger batch; meant for half an hour of an H100-class card, not
+    # measured on one yet.
     "kaogan-128": {
         "resolution": 128, "channel_base": 8192, "channel_max": 512, "z_dim": 128, "w_dim": 256,
         "batch_size": 64, "ema_kimg": 20.0, "tick_kimg": 20.0, "total_kimg": 5000.0,
@@ -352,7 +353,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _shown(default: Any) -> str:
     """Show a default in the help."""
     if default == (str(BUNDLED_FACES),):
-        return "the bundled assets/faces.zip, drawn by the bundled generator"
+        return "the bundled assets/faces.zip, drawn by an earlier bundled generator"
     return repr(default)
 
 

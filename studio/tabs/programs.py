@@ -114,7 +114,7 @@ class Programs:
         The picture is deleted as soon as it is read.
 
         Args:
-            image: a PNG, JPEG or WebP of at most 10 MB and 40 megapixels.
+            image: a PNG, JPEG, WebP or GIF of at most 10 MB and 40 megapixels.
             seconds: 2 to 30, how long to look.
         """
         with api_errors():
