@@ -2,6 +2,8 @@
 
     python -m training.release runs/mine
     python -m training.release runs/mine --soup runs/mine/start   # halfway to what it started from
+    python -m training.release runs/a --soup runs/b/generator runs/a/start --share 0.25 0.5 \
+        --soup-critic runs/b/discriminator                        # two runs from the same start
 
 Writes assets/generator and assets/discriminator, in 16 bits where that moves no pixel by more than
 1/255; in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must
@@ -23,6 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +41,8 @@ from model import (
     quantise,
 )
 from training.config import BUNDLED_FACES
+
+Network = TypeVar("Network", Generator, Discriminator)
 
 GRID_SIDE = 10  # faces along each side of a sample grid
 GRID_PSIS = (1.0, 0.7, 0.5)
@@ -122,21 +127,33 @@ def save_faces(G: Generator, path: Path) -> None:
 
 
 @torch.no_grad()
-def soup(G: Generator, other: Generator, share: float) -> Generator:
-    """Move a generator towards another by a share of the way, weight by weight.
+def soup(
+    network: Network, others: Sequence[Network], shares: Sequence[float] | None = None
+) -> Network:
+    """Mix networks weight by weight: each of the others by its share, or an equal one, and
+    `network` by what is left.
 
-    Where one was trained on from the other, the networks in between are often better than both
-    (Wortsman et al. 2022, arXiv 2203.05482).
+    Where one was trained on from the other, or both from a third, the networks in between are often
+    better than all of them (Wortsman et al. 2022, arXiv 2203.05482).
 
     Raises:
-        ModelError: networks of other sizes.
+        ModelError: networks of other sizes, or shares that are not one for each of the others,
+            above 0 and together at most 1.
     """
-    theirs = other.state_dict()
-    if G.config != other.config:
-        raise ModelError("--soup takes a generator of the same sizes as the run's")
-    G.load_state_dict({k: torch.lerp(v, theirs[k], share) for k, v in G.state_dict().items()})
-    G.update_w_avg()
-    return G
+    if shares is None:
+        shares = [1 / (len(others) + 1)] * len(others)
+    if len(shares) != len(others) or not (all(s > 0 for s in shares) and sum(shares) < 1 + 1e-6):
+        raise ModelError("--share takes a number above 0 for each --soup, together at most 1")
+    if any(other.config != network.config for other in others):
+        raise ModelError("--soup takes networks of the same sizes as the run's")
+    mixed = {k: (1 - sum(shares)) * v for k, v in network.state_dict().items()}
+    for other, share in zip(others, shares, strict=True):
+        for name, tensor in other.state_dict().items():
+            mixed[name] += share * tensor
+    network.load_state_dict(mixed)
+    if isinstance(network, Generator):
+        network.update_w_avg()
+    return network
 
 
 def main() -> int:
@@ -144,19 +161,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("--assets", type=Path, default=BUNDLED_FACES.parent)
-    parser.add_argument("--soup", help="folder of a generator to mix the weights with")
-    parser.add_argument("--share", type=float, default=0.5, help="of the way to it, 0 to 1")
+    parser.add_argument("--soup", nargs="+", default=[], help="folders of generators to mix in")
+    parser.add_argument("--share", nargs="+", type=float, help="of each in the mix; default: equal")
+    parser.add_argument("--soup-critic", nargs="+", default=[], help="folders of D, mixed evenly")
     options = parser.parse_args()
     keep_freed_memory()
     try:
         G = Generator.from_pretrained(options.run / "generator")
-        if options.soup:
-            G = soup(G, Generator.from_pretrained(options.soup), options.share)
+        if options.soup or options.share:
+            G = soup(G, [Generator.from_pretrained(f) for f in options.soup], options.share)
+        D = Discriminator.from_pretrained(options.run / "discriminator")
+        D = soup(D, [Discriminator.from_pretrained(f) for f in options.soup_critic])
         store(G, options.assets / "generator")
-        store(
-            Discriminator.from_pretrained(options.run / "discriminator"),
-            options.assets / "discriminator",
-        )
+        store(D, options.assets / "discriminator")
         G = Generator.from_pretrained(options.assets / "generator")
         save_samples(G, options.assets / "samples")
         if not (faces := options.assets / BUNDLED_FACES.name).exists():
