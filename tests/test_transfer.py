@@ -82,6 +82,30 @@ def test_a_larger_generator_starts_with_the_enlarged_picture(z):
     torch.testing.assert_close(new(z) - new.blocks["32"].to_rgb.bias.view(1, -1, 1, 1), larger)
 
 
+def test_wider_levels_begin_by_doing_the_same(z):
+    old, new = make_generator(), make_generator(widths=(48, 24, 32))
+    old_D, new_D = Discriminator(16, (32, 16, 16)), Discriminator(16, (32, 24, 40))
+    for network in (old, new, old_D, new_D):  # biases are zero at first, and would hide
+        for name, tensor in network.state_dict().items():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(tensor)
+    assert take_over(new, old) == (len(new.state_dict()),) * 2
+    assert take_over(new_D, old_D) == (len(new_D.state_dict()),) * 2
+    with torch.no_grad():
+        torch.testing.assert_close(new(z), old(z), rtol=0, atol=1e-3)
+        torch.testing.assert_close(new_D(new(z)), old_D(old(z)), rtol=1e-3, atol=1e-3)
+    new.requires_grad_(True)(z).square().mean().backward()
+    gradient = new.blocks["16"].to_rgb.weight.grad
+    assert (gradient[:, 16:] != 0).all()  # what is new can learn
+
+
+def test_a_narrower_level_takes_nothing():
+    old, new = make_generator(widths=(32, 24, 16)), make_generator()
+    taken, of = take_over(new, old)
+    assert 0 < taken < of
+    assert new.blocks["8"].conv1.weight.shape[0] == 16
+
+
 def test_kinds_and_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match="cannot start a Generator"):
         take_over(make_generator(), ArticleGenerator())

@@ -67,6 +67,7 @@ class TrainConfig:
     )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
+    g_channel_min: int = setting(16, "… and in G at least this many; D has 16 or more")
     z_dim: int = setting(128, "length of z")
     w_dim: int = setting(128, "length of w")
     mapping_layers: int = setting(2, "depth of the mapping network")
@@ -161,7 +162,7 @@ class TrainConfig:
         at_least_1 = (
             "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
             "grid_ticks",
-            "z_dim", "w_dim", "mapping_layers", "group_size",
+            "z_dim", "w_dim", "mapping_layers", "group_size", "g_channel_min",
         )  # fmt: skip
         shares = ("beta1", "beta2", "augment_strength")
         for names, wanted, fits in (

@@ -325,7 +325,7 @@ def kaogan_networks(config: TrainConfig) -> tuple[Generator, nn.Module]:
     widths = default_channels(level, config.channel_base, config.channel_max)
     G = Generator(
         resolution=config.resolution,
-        channels=widths,
+        channels=[max(width, config.g_channel_min) for width in widths],
         z_dim=config.z_dim,
         w_dim=config.w_dim,
         mapping_layers=config.mapping_layers,

@@ -2,12 +2,13 @@
 
     taken = take_over(G, Generator.from_pretrained("assets/generator"))
 
-Every tensor of the same name and shape is taken. Where only the patch differs (the px that one
-place of the last level paints or takes in), the layer next to the picture is converted, so that the
-new network draws the old one's picture enlarged and judges it by its reduction. A level that the
-old generator lacks starts with a picture layer of zero: the first pictures are the old ones,
-enlarged. Where such a level takes the place of a patch, at the same resolution, it learns first to
-imitate it: to draw the old pictures, and to see in them what the old first layer saw.
+Every tensor of the same name and shape is taken. A level that is wider than the old one begins by
+doing the same. Where only the patch differs (the px that one place of the last level paints or
+takes in), the layer next to the picture is converted, so that the new network draws the old one's
+picture enlarged and judges it by its reduction. A level that the old generator lacks starts with a
+picture layer of zero: the first pictures are the old ones, enlarged. Where such a level takes the
+place of a patch, at the same resolution, it learns first to imitate it: to draw the old pictures,
+and to see in them what the old first layer saw.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ def take_over(network: nn.Module, source: nn.Module) -> tuple[int, int]:
         )
     old, taken = source.state_dict(), 0
     for name, new in network.state_dict().items():
-        if name in old and (fitting := fit(name, old[name], new.shape)) is not None:
+        if name not in old:
+            continue
+        fitting = fit(name, old[name], new.shape)
+        if fitting is None:
+            fitting = widen(name, old[name], new)
+        if fitting is not None:
             new.copy_(fitting)
             taken += 1
     if not taken:
@@ -87,7 +93,8 @@ def fit(name: str, old: Tensor, shape: torch.Size) -> Tensor | None:
     """Return a tensor in the wanted shape, or None where it does not fit."""
     if old.shape == shape:
         return old
-    if ".to_rgb." in name and old.shape[1:2] == shape[1:2]:  # [C * patch², …], or its bias
+    painting = name.endswith((".to_rgb.weight", ".to_rgb.bias"))
+    if painting and old.shape[1:2] == shape[1:2]:  # [C * patch², …], or its bias
         resized = repeat_or_mean(old, shape[0])
         return None if resized is None else fit_kernel(resized, shape)
     if name == "from_rgb.weight" and old.shape[0] == shape[0]:  # [out, C * patch², 1, 1]
@@ -96,6 +103,30 @@ def fit(name: str, old: Tensor, shape: torch.Size) -> Tensor | None:
         # The new places share the old one's sum; an equalised layer divides by √(in_channels).
         return None if resized is None else resized.transpose(0, 1) * ratio**-0.5
     return None
+
+
+def widen(name: str, old: Tensor, new: Tensor) -> Tensor | None:
+    """Return the fresh tensor of a wider level with the old one in it, or None where that is none.
+
+    What a level gets besides, those who look at it begin by leaving out, with weights of zero, so
+    the network does what the old one did (after Chen et al. 2016, arXiv 1511.05641, who copy units
+    instead). The last layers of D, which see statistics of the batch as well, are not widened.
+    """
+    inside = name.startswith(("blocks.", "from_rgb.")) or name == "const"
+    channels = 1 if new.ndim == 1 or name == "const" or ".affine." in name else 2
+    if not inside or old.ndim != new.ndim or old.shape[channels:] != new.shape[channels:]:
+        return None
+    if any(less > more for less, more in zip(old.shape, new.shape, strict=True)):
+        return None
+    wide = new.clone()
+    if channels == 1:
+        wide[: len(old)] = old
+        return wide
+    ours, theirs = old.shape[:2]
+    wide[:ours] = 0
+    # An equalised layer divides by √(in_channels); to one that demodulates it is all the same.
+    wide[:ours, :theirs] = old * (new.shape[1] / theirs) ** 0.5
+    return wide
 
 
 def fit_kernel(old: Tensor, shape: torch.Size) -> Tensor:
