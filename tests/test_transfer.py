@@ -153,6 +153,7 @@ def test_init_from_says_what_it_took(tmp_path):
 
 def test_levels_learn_to_do_what_a_patch_did(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "IMITATION_STEPS", 80)
+    torch.manual_seed(0)  # over twelve seeds G is 0.34 to 0.46 off, so beyond 0.5 by chance
     old_G, old_D = make_generator(32, patch=2), Discriminator(32, WIDTHS, patch=2)
     old_G.blocks["16"].to_rgb.weight.normal_()  # so that the patch paints most of the picture
     old_G.save_pretrained(tmp_path / "generator")
