@@ -170,11 +170,11 @@ class Bench:
         named = {p: ks for p, ks in families(self.judge.tags).items() if p in COLOUR_GROUPS}
         return find_regions(small(faces), torch.from_numpy(self.look(faces).logits), named)
 
-    def milliseconds(self, count: int = TIMED, repeats: int = 3) -> tuple[float, float]:
+    def milliseconds(self, repeats: int = 3) -> tuple[float, float]:
         """Return ms of CPU time a face without and with three edits, the best of some repeats."""
         names = list(self.studio.directions.sliders)[:2]
         edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
-        plain = self.recipes[:count]
+        plain = self.recipes[:TIMED]
         edited = [Recipe(r.seed, r.psi, edits=edits) for r in plain]
         times: tuple[list, list] = ([], [])
         for _ in range(repeats):

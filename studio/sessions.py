@@ -1,10 +1,10 @@
 """Sessions of the page that cost nothing to open.
 
 Gradio describes every component of a page anew for each session: inspected signatures, JSON
-schemas. With this page's many that is most of the time of a caller's request, because a program
-that asks over plain HTTP opens a session with each question, and half a megabyte for each visitor.
-The descriptions are always the same until a session changes a component, so here they are made
-once and shared.
+schemas. With as many as this page has, that is most of the time of a caller's request, because a
+program that asks over plain HTTP opens a session with each question, and half a megabyte for each
+visitor. The descriptions are always the same until a session changes a component, so here they are
+made once and shared.
 """
 
 from __future__ import annotations

@@ -146,6 +146,8 @@ def soup(
         raise ModelError("--share takes a number above 0 for each --soup, together at most 1")
     if any(other.config != network.config for other in others):
         raise ModelError("--soup takes networks of the same sizes as the run's")
+    if not others:
+        return network
     mixed = {k: (1 - sum(shares)) * v for k, v in network.state_dict().items()}
     for other, share in zip(others, shares, strict=True):
         for name, tensor in other.state_dict().items():
@@ -168,8 +170,7 @@ def main() -> int:
     keep_freed_memory()
     try:
         G = Generator.from_pretrained(options.run / "generator")
-        if options.soup or options.share:
-            G = soup(G, [Generator.from_pretrained(f) for f in options.soup], options.share)
+        G = soup(G, [Generator.from_pretrained(f) for f in options.soup], options.share)
         D = Discriminator.from_pretrained(options.run / "discriminator")
         D = soup(D, [Discriminator.from_pretrained(f) for f in options.soup_critic])
         store(G, options.assets / "generator")

@@ -73,12 +73,7 @@ def take_over(network: nn.Module, source: nn.Module) -> tuple[int, int]:
         )
     old, taken = source.state_dict(), 0
     for name, new in network.state_dict().items():
-        if name not in old:
-            continue
-        fitting = fit(name, old[name], new.shape)
-        if fitting is None:
-            fitting = widen(name, old[name], new)
-        if fitting is not None:
+        if name in old and (fitting := fit(name, old[name], new)) is not None:
             new.copy_(fitting)
             taken += 1
     if not taken:
@@ -89,8 +84,9 @@ def take_over(network: nn.Module, source: nn.Module) -> tuple[int, int]:
     return taken, len(network.state_dict())
 
 
-def fit(name: str, old: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return a tensor in the wanted shape, or None where it does not fit."""
+def fit(name: str, old: Tensor, new: Tensor) -> Tensor | None:
+    """Return a tensor in the shape of a fresh one, or None where it does not fit."""
+    shape = new.shape
     if old.shape == shape:
         return old
     painting = name.endswith((".to_rgb.weight", ".to_rgb.bias"))
@@ -102,7 +98,7 @@ def fit(name: str, old: Tensor, shape: torch.Size) -> Tensor | None:
         resized = repeat_or_mean(old.transpose(0, 1), shape[1])
         # The new places share the old one's sum; an equalised layer divides by √(in_channels).
         return None if resized is None else resized.transpose(0, 1) * ratio**-0.5
-    return None
+    return widen(name, old, new)
 
 
 def widen(name: str, old: Tensor, new: Tensor) -> Tensor | None:
