@@ -79,6 +79,7 @@ CLEAR, LEAST_CLEAR = 0.5, 0.4  # of a typical face's logit, and of faces that mu
 MOST_CHANGED = 0.8  # of the distance of two faces, as the judge sees them: beyond, it is another
 ROOM, LONGER, LONGEST = 0.42, 1.05, 1.25  # a step is lengthened while a face has room to change
 VISIBLE = 0.5  # of the difference of two faces: what an unnamed full slider changes
+FARTHEST = 5.0  # standard deviations of w that it may go for that; farther, faces come apart
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 REGION_FACES = 3000  # that the regions of hair and eyes are found in
 COLOUR_STEPS = 60  # of Adam
@@ -625,12 +626,17 @@ def style_weights(G: Generator) -> list[Tensor]:
 def explore(
     probe: Probe, at: Coordinates, kind: str, steps: Iterator, count: int
 ) -> Iterator[Direction]:
-    """Scale unnamed steps to equal visible change, and turn them so that pictures grow lighter."""
+    """Scale unnamed steps to equal visible change, and turn them so that pictures grow lighter.
+
+    One that would have to leave what seeds draw for that changes less.
+    """
     for index, (groups, step) in enumerate(steps):
-        scale = 2 / at.lengths(step).max().item()
+        length = at.lengths(step).max().item()
+        scale = 2 / length
         for _ in range(3):
             images, _, change = probe.move(at.decode(step * scale)[0], count)
             scale *= min(2.0, max(0.5, VISIBLE / max(change, 1e-3)))
+            scale = min(scale, FARTHEST / length)
         lighter = (images - probe.images[:count]).mean() >= 0
         ws = at.decode(step * scale)[0] * (1 if lighter else -1) / FULL
         nowhere = torch.zeros(ws.numel())  # every face stands in the middle
