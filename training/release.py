@@ -51,7 +51,7 @@ BUNDLED_COUNT = 1024  # faces for a first training run
 CHECKED_SEEDS = 256  # faces compared before and after 16-bit storage
 RANKED_SEEDS = 16  # of them, for what each tensor alone moves
 WORTH_NARROWING = 512  # values: half the bytes of fewer are not worth an attempt
-GRID_QUALITY = 86  # of the grids' WebP: each release's stay in the repository for ever
+GRID_QUALITY = 80  # of the grids' WebP: each release's stay in the repository for ever
 
 
 def draw(G: Generator, seeds: Sequence[int], psi: float) -> Iterator[np.ndarray]:
