@@ -18,6 +18,7 @@ from studio.recipe import Edit, Recipe
 from training.attributes import TagReader, resize
 from training.colours import find_regions, to_lab
 from training.directions import (
+    FARTHEST,
     FILE_NAME,
     FORMAT,
     FULL,
@@ -32,6 +33,7 @@ from training.directions import (
     change,
     draw,
     drop_unseen,
+    explore,
     families,
     family,
     find_fault,
@@ -335,3 +337,17 @@ def test_a_slider_that_leaves_room_goes_farther(G):
     assert lengthened(1e-3 * way) == pytest.approx(LONGEST, rel=0.03)  # nowhere near the room's end
     assert change(probe, probe.move(FULL * far)[0]) > ROOM
     assert lengthened(far) == pytest.approx(1)
+
+
+def test_an_unnamed_slider_goes_no_farther_than_seeds_do(G, monkeypatch):
+    at, probe = Coordinates.of(G), Probe(G, SumReader(), 16)
+    step = torch.zeros(1, len(at.groups), G.w_dim)
+    step[0, 0, -1] = 1  # along which w varies least, and pictures with it
+
+    def length() -> float:
+        (found,) = explore(probe, at, "closed-form", [(("coarse",), step.flatten(1))], 16)
+        return at.whiten(FULL * found.step).norm(dim=1).max().item()
+
+    assert length() == pytest.approx(FARTHEST, rel=1e-3)
+    monkeypatch.setattr("training.directions.FARTHEST", 1e3)
+    assert length() > 1.2 * FARTHEST  # or the first says nothing
