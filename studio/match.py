@@ -8,7 +8,7 @@
 Three steps. A linear map to w from a small picture and from what the discriminator sees, fitted to
 generated faces, gives a start. Then Levenberg-Marquardt looks for one w for all layers, with a
 shift and a scale of the picture: with so few unknowns every derivative is a forward pass, and a
-dozen steps bring a generated face back nearly exactly. A picture that one w does not meet gets a w
+few steps bring a generated face back nearly exactly. A picture that one w does not meet gets a w
 for each layer group, by Adam, under a loss on pixels and on what the discriminator sees.
 
 Latents are searched as v: whitened, as they stand before the mapping network's last leaky ReLU.
@@ -56,8 +56,11 @@ SAMPLES = 320  # generated faces that the start is fitted to
 LATENTS = 2048  # latents that w is whitened by
 CLEARLY = 0.25  # of correlation: a box that wins by less is not worth leaving the whole for
 SMALL = 16  # px, of the pictures that the start looks at
-RIDGE = 0.1  # relative to the variance of what the start is guessed from
-EXACT = 64  # px; Levenberg-Marquardt sees no finer
+RIDGE = 1.0  # relative to the variance of what the start is guessed from
+GUESSES = 4  # of what is still missing, at most, after the first one
+EXACT = 64  # px; Levenberg-Marquardt sees no more rows and columns
+FIRST = 64  # directions of v that its first steps go along
+SPENT = 0.5  # share of the loss that such a step must get below, or all directions take part
 TRUST = 1e-3  # weight of |v|² relative to the remaining loss
 CHEAP_STEPS = 12  # of Levenberg-Marquardt with slopes that are only carried on
 CHEAP_GAIN = 0.95  # share of the loss that such a step must get below to be followed by another
@@ -70,6 +73,7 @@ CHROMA = 3.0  # weight of colour against lightness, or small brown eyes come out
 FACE = 2.0  # weight of pixels in the middle, where eyes and mouth are, against those of the rim
 ADAM_RATE = 0.06
 PULL = 2e-2  # weight of |v|²
+SLOPE = 0.01  # of v, over which slopes are measured
 WARP_UNIT = 0.05  # shift (of half a width) and log scale of one unit of the warp
 WARP_PULL = 0.1  # a unit of warp is as unlikely as v is in one direction of ten
 
@@ -175,6 +179,18 @@ class Space:
         p, z = p[:SAMPLES], z[:SAMPLES]
         v = torch.linalg.solve_triangular(self.root, (p - self.mean).t(), upper=False).t()
         self._fit(z, v, tick)
+        self._rank()
+
+    def _rank(self) -> None:
+        """Sort directions of v by how much pictures change along them, seen from the mean face.
+
+        Half of them make all but some 3 % of the change, also of other faces.
+        """
+        size = self.G.w_dim
+        steps = (SLOPE * torch.eye(size)).split(32)
+        mean = self.sketch(torch.zeros(1, 1, size))
+        slopes = torch.cat([(self.sketch(v[:, None]) - mean).flatten(1) for v in steps])
+        self.ranked = torch.linalg.eigh(slopes @ slopes.t())[1].t().flip(0)  # [w_dim, w_dim]
 
     def _fit(self, z: Tensor, v: Tensor, tick: Progress) -> None:
         """Fit the first guess, by ridge regression, and how much each feature of D varies."""
@@ -221,6 +237,16 @@ class Space:
     def draw(self, v: Tensor) -> Tensor:
         """Draw v `[N, 1 or groups, w_dim]` as pictures `[N, C, H, W]`."""
         return self.G.synthesis(self.to_ws(v))
+
+    @property
+    def stride(self) -> int:
+        """Rows and columns between those of a sketch, so that EXACT of them are left."""
+        whole = int(list(self.G.blocks)[-1]) == self.G.resolution  # no pixels painted in patches
+        return max(1, self.G.resolution // EXACT) if whole else 1
+
+    def sketch(self, v: Tensor) -> Tensor:
+        """Draw every so manieth pixel of v `[N, 1 or groups, w_dim]`, for less work."""
+        return self.G.synthesis(self.to_ws(v), self.stride)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Return D's features, each channel of unit mean square over faces; [] without D."""
@@ -408,21 +434,37 @@ class Shared:
     """The search for one w for all layers, and a warp: u = (v, move) `[w_dim + 3]`."""
 
     def __init__(self, space: Space, target: Tensor, clock: Clock) -> None:
-        self.space, self.full, self.target = space, target, shrink(target, EXACT)
-        self.clock = clock
+        self.space, self.full, self.clock = space, target, clock
+        self.target = shrink(target[:, :, :: space.stride, :: space.stride], EXACT)
+        self.directions = torch.block_diag(torch.eye(3), space.ranked).roll(-3, 1)  # of u
+        self.used = min(FIRST, len(space.ranked)) + 3  # of them, so far
         self.u = torch.cat([space.guess(target)[0], torch.zeros(3)])
         self.pull = torch.ones_like(self.u)
         self.pull[-3:] = 1 / WARP_PULL
         self.y = self.residual(self.u[None])[0]
         self.damping = 1e-3
+        self._guess_again()
+
+    def _guess_again(self) -> None:
+        """Guess what is still missing from what is guessed of the picture and of the drawn face."""
+        v = self.space.guess(self.full)[0]
+        for _ in range(GUESSES):
+            missing = v - self.space.guess(self.space.draw(self.u[None, None, :-3]))[0]
+            shares = torch.tensor([0.3, 0.6, 1.0, 1.5])
+            tries = self.u + shares[:, None] * F.pad(missing, (0, 3))
+            found = self.residual(tries)
+            best = int(found.square().sum(1).argmin())
+            if not found[best].square().sum() < self.loss:
+                break
+            self.u, self.y = tries[best], found[best]
 
     def residual(self, u: Tensor) -> Tensor:
         """Return residuals of many u `[N, w_dim + 3]`."""
         parts = []
         for some in u.split(32):
             self.clock.check()
-            drawn = warp(self.space.draw(some[:, None, :-3]), some[:, -3:])
-            parts.append(pyramid(shrink(differ(drawn, self.full), EXACT)))
+            drawn = shrink(warp(self.space.sketch(some[:, None, :-3]), some[:, -3:]), EXACT)
+            parts.append(pyramid(differ(drawn, self.target)))
         return torch.cat(parts)
 
     @property
@@ -436,41 +478,45 @@ class Shared:
         own = self.target - self.target.mean((2, 3), keepdim=True)
         return self.loss / float(pyramid(own).square().sum() + 1e-3)
 
-    def step(self, width: float = 0.01) -> float:
+    def step(self) -> float:
         """Take a step with new slopes and, while they help, cheap ones; return the loss's share.
 
-        Slopes cost a forward pass for each unknown. Carried on by Broyden's formula (1965) they
+        Slopes cost a forward pass for each direction. Carried on by Broyden's formula (1965) they
         are good for some steps more, of four forward passes each.
         """
         before = self.loss
-        self.slopes = self.residual(self.u + width * torch.eye(len(self.u))) - self.y
-        self.slopes /= width
-        if self._try() >= 1:
+        along = self.directions[: self.used]
+        self.slopes = (self.residual(self.u + SLOPE * along) - self.y) / SLOPE
+        if self._try(along) >= 1:
             self.damping *= 10
             return 1.0
         for _ in range(CHEAP_STEPS):
-            if self._try() > CHEAP_GAIN:
+            if self._try(along) > CHEAP_GAIN:
                 break
         return self.loss / before
 
-    def _try(self) -> float:
+    def _try(self, along: Tensor) -> float:
         """Take the best of four steps of Levenberg-Marquardt; return the share of the cost left.
 
         A step that does not help is not taken.
+
+        Args:
+            along: the directions of u that slopes are known for, `[N, w_dim + 3]`, orthonormal.
         """
         trust = TRUST * self.loss * self.pull
         before = self.loss + float(self.u.square() @ trust)
-        gradient = self.slopes @ self.y + trust * self.u
-        curvature = self.slopes @ self.slopes.t() + torch.diag(trust)
+        gradient = self.slopes @ self.y + along @ (trust * self.u)
+        curvature = self.slopes @ self.slopes.t() + (along * trust) @ along.t()
         dampings = self.damping * torch.tensor([0.1, 0.5, 2.0, 10.0])
-        damped = curvature + dampings[:, None, None] * torch.eye(len(self.u))
-        tries = self.u - torch.linalg.solve(damped, gradient)
+        damped = curvature + dampings[:, None, None] * torch.eye(len(along))
+        moves = -torch.linalg.solve(damped, gradient)
+        tries = self.u + moves @ along
         found = self.residual(tries)
         costs = found.square().sum(1) + tries.square() @ trust
         best = int(costs.argmin())
         if not costs[best] < before:
             return 1.0
-        moved, changed = tries[best] - self.u, found[best] - self.y
+        moved, changed = moves[best], found[best] - self.y
         self.slopes += torch.outer(moved, (changed - moved @ self.slopes) / moved.square().sum())
         self.u, self.y, self.damping = tries[best], found[best], max(float(dampings[best]), 1e-7)
         return float(costs[best]) / before
@@ -478,6 +524,7 @@ class Shared:
     def run(self, steps: int, low: float, high: float) -> Shared:
         """Take steps until two in a row hardly help, the picture is met, or time is short.
 
+        Steps go along the first directions as long as these help: they cost half of what all do.
         Generated faces lose half of the loss or more in most steps, and real ones soon nothing.
         """
         idle, longest = 0, 0.5
@@ -487,7 +534,11 @@ class Shared:
             kept = REFINING * self.clock.seconds if self.away > 10 * OURS else 0.0
             if idle == 2 or self.away < OURS / 8 or left < max(longest, kept):
                 break
-            idle = 0 if self.step() < HELPED else idle + 1
+            share = self.step()
+            if share > SPENT and self.used < len(self.directions):
+                self.used = len(self.directions)
+            else:
+                idle = 0 if share < HELPED else idle + 1
             longest = max(longest, left - self.clock.left)
         return self
 
