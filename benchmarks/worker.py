@@ -91,7 +91,7 @@ def serve(build: Callable[[argparse.Namespace], Contestant], names: tuple[str, .
     commands = {
         "step": lambda count: timed(contestant, int(count)),
         "learn": lambda seconds: learn(contestant, float(seconds), args.batch),
-        "count": lambda: count_operations(contestant, args.batch),
+        "count": lambda steps=0: count_operations(contestant, args.batch, int(steps)),
         "facts": lambda: facts(contestant),
         "draw": lambda count, path: draw(contestant, int(count), path),
     }
@@ -118,11 +118,15 @@ def learn(contestant: Contestant, seconds: float, batch: int) -> dict[str, float
     return {"images": images, "cpu": time.process_time() - start}
 
 
-def count_operations(contestant: Contestant, batch: int) -> dict[str, float]:
-    """Return GFLOP an image of a training step, the mean of a cycle, and what `timed` says."""
+def count_operations(contestant: Contestant, batch: int, steps: int = 0) -> dict[str, float]:
+    """Return GFLOP an image of a training step, and what `timed` says: the mean of some steps.
+
+    Those of a whole cycle when 0; of fewer, the share with a penalty is another.
+    """
+    steps = steps or contestant.cycle
     with Operations() as counter:
-        seconds = timed(contestant, contestant.cycle)
-    gflop = counter.total / contestant.cycle / batch / 1e9
+        seconds = timed(contestant, steps)
+    gflop = counter.total / steps / batch / 1e9
     return {"gflop": gflop, "cycle": contestant.cycle, **seconds}
 
 

@@ -87,7 +87,7 @@ def test_a_picture_that_no_seed_draws_is_met_better_than_by_samples(studio):
     drawn = np.array(draw_face(3, 96, 96))
     drawn[(drawn == drawn[0, 0]).all(2)] = 255  # on white, as the faces are that it learned from
     target = Image.fromarray(drawn)
-    found = match(studio, target, seconds=12)
+    found = match(studio, target, seconds=6)
     small = np.asarray(target.resize((studio.size, studio.size), Image.Resampling.LANCZOS))
     samples = studio.draw(range(256), 1.0)
     nearest = min(rmse(sample, small) for sample in samples)

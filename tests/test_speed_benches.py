@@ -32,7 +32,7 @@ def test_contestants_train(options: list[str], tmp_path: Path) -> None:
         where = {"size": 64, "batch": 4, "images": faces.images.filename, "data": path}
         contestant = contestants.build(Namespace(name=name, **where))
         before = [p.clone() for p in contestant.G.parameters()]
-        work[name] = worker.count_operations(contestant, 4)["gflop"]
+        work[name] = worker.count_operations(contestant, 4, steps=4)["gflop"]
         assert not any(map(torch.equal, before, contestant.G.parameters()))
         sizes[name] = worker.facts(contestant)["G"]
         assert worker.timed(contestant, 1)["cpu"] > 0
