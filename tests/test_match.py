@@ -14,7 +14,7 @@ import torch
 from conftest import draw_face
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from model import ArticleGenerator, Generator
 from studio import match as room
@@ -127,6 +127,21 @@ def test_a_face_that_fills_its_picture_stays_whole(studio, seed):
     with torch.no_grad():
         _, other = align(prepare(studio), face, lambda share: None)
     assert other is None or abs(other.side / face.width - 1) < 0.25
+
+
+def test_a_face_on_dark_ground_is_not_taken_for_its_corners(studio):
+    """Measured: 13 of 16 stay whole, 29 of 40; when the ground counted like the face, 4 of 40."""
+    stayed = 0
+    for seed in range(16):
+        face = Image.fromarray(studio.draw([seed], 0.8)[0])
+        last = face.width - 1
+        for corner in ((0, 0), (last, 0), (0, last), (last, last)):
+            if min(face.getpixel(corner)) > 200:
+                ImageDraw.floodfill(face, corner, (52, 50, 54), thresh=60)
+        with torch.no_grad():
+            _, other = align(prepare(studio), face, lambda share: None)
+        stayed += other is None or abs(other.side / face.width - 1) < 0.25
+    assert stayed >= 10
 
 
 def test_stopping_leaves_at_once_and_lets_the_next_one_in(small):
