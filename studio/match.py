@@ -181,9 +181,9 @@ class Space:
         p, z = p[:SAMPLES], z[:SAMPLES]
         v = torch.linalg.solve_triangular(self.root, (p - self.mean).t(), upper=False).t()
         self._fit(z, v, tick)
-        self._rank()
+        self._rank(tick)
 
-    def _rank(self) -> None:
+    def _rank(self, tick: Progress) -> None:
         """Sort directions of v by how much pictures change along them, seen from the mean face.
 
         Half of them make all but some 3 % of the change, also of other faces.
@@ -191,7 +191,11 @@ class Space:
         size = self.G.w_dim
         steps = (SLOPE * torch.eye(size)).split(32)
         mean = self.sketch(torch.zeros(1, 1, size))
-        slopes = torch.cat([(self.sketch(v[:, None]) - mean).flatten(1) for v in steps])
+        slopes = []
+        for v in steps:
+            tick(1.0)  # which may stop it
+            slopes.append((self.sketch(v[:, None]) - mean).flatten(1))
+        slopes = torch.cat(slopes)
         self.ranked = torch.linalg.eigh(slopes @ slopes.t())[1].t().flip(0)  # [w_dim, w_dim]
 
     def _fit(self, z: Tensor, v: Tensor, tick: Progress) -> None:
@@ -266,8 +270,7 @@ class Space:
         """
         x = shrink(pictures, SMALL)
         size, channels = x.shape[-1], x.shape[1]
-        place = ((torch.arange(size) + 0.5) / size - 0.5) / 0.3
-        weights = RIM + (1 - RIM) * torch.exp(-0.5 * (place[:, None] ** 4 + place**4))
+        weights = RIM + (1 - RIM) * bell(size, 0.3, 0.3)
         weights = (weights / (channels * weights.sum())).repeat(channels, 1, 1).flatten()
         x, mean = x.flatten(1), self.small_mean - self.small_mean @ weights
         x = x - (x @ weights)[:, None]
@@ -586,10 +589,18 @@ def middle(size: int) -> Tensor:
 
     Faces are drawn aligned: theirs is about the middle half, and a little higher than the middle.
     """
-    place = (torch.arange(size) + 0.5) / size - 0.5
-    down, across = ((place + 0.03) / 0.2)[:, None], place / 0.26
-    weights = 1 + (FACE - 1) * torch.exp(-0.5 * (down**4 + across**4))
+    weights = 1 + (FACE - 1) * bell(size, 0.2, 0.26, lift=0.03)
     return weights / weights.square().mean().sqrt()
+
+
+def bell(size: int, height: float, width: float, lift: float = 0.0) -> Tensor:
+    """Return 1 in the middle of a square `[size, size]`, falling off steeply towards its rim.
+
+    It is 0.6 at `height` and `width` from the middle, which is lifted by `lift`: shares of a side.
+    """
+    place = (torch.arange(size) + 0.5) / size - 0.5
+    down, across = ((place + lift) / height)[:, None], place / width
+    return torch.exp(-0.5 * (down**4 + across**4))
 
 
 def _cosine(share: float) -> float:
