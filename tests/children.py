@@ -112,6 +112,12 @@ def train(
     sys.exit(command.main())
 
 
+def draw(flags: list[str], env: dict[str, str]) -> None:
+    """Run `python -m studio FLAGS`."""
+    os.environ.update({"HF_HUB_OFFLINE": "1", **env})
+    sys.exit(importlib.import_module("studio.__main__").main(flags))
+
+
 class Bench:
     """Drawn faces, a cache and runs of train.py on them."""
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from model import Discriminator, Generator
 from training.checkpoint import is_whole, list_checkpoints
 
-WHOLE_KIMG = 1.92  # of the undisturbed run: 30 ticks of 64 images, each with a checkpoint
+WHOLE_KIMG = 0.96  # of the undisturbed run: 15 ticks of 64 images, each with a checkpoint
 # Places inside a tick: the k-th time that Python is about to do this to a path of that name.
 EXACT = [
     ("open", "kimg-000000.064.part", 1),  # written, not yet sealed

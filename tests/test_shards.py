@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import webdataset
+from children import Child, draw
 from conftest import ROOT
 
 from model import Generator
@@ -43,19 +41,20 @@ def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))}
 
 
-def start(out: Path, folder: Path, processes: int) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, *(launcher if processes > 1 else []), "-m", "studio",
-         "--seeds", "100-599", "--shards", str(out), "--shard-size", "20",
-         "--model", str(folder), "--batch-size", "4"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def flags(out: Path, folder: Path) -> list[str]:
+    return ["--seeds", "100-599", "--shards", str(out), "--shard-size", "20",
+            "--model", str(folder), "--batch-size", "4"]  # fmt: skip
+
+
+def start(out: Path, folder: Path, processes: int) -> list[Child]:
+    """Start processes that know their places from the environment, as a launcher tells them."""
+    return [
+        Child(
+            draw, flags(out, folder), {"RANK": str(rank), "WORLD_SIZE": str(processes)},
+            log=out.with_name(f"{out.name}-{rank}.log"),
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
 
 
 def test_webdataset_reads_back_the_faces_of_the_list(studio: Studio, tmp_path: Path) -> None:
@@ -78,23 +77,22 @@ def test_webdataset_reads_back_the_faces_of_the_list(studio: Studio, tmp_path: P
 def test_killed_processes_are_taken_up_by_others_to_the_same_bytes(
     folder: Path, tmp_path: Path
 ) -> None:
-    whole = start(tmp_path / "whole", folder, 1)
     killed = start(tmp_path / "killed", folder, 2)
-    deadline = time.monotonic() + 120
-    while len(shards(tmp_path / "killed")) < 3:
-        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
-        time.sleep(0.005)
-    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
-        process.send_signal(signal.SIGKILL)
-    killed.communicate()
-    printed, _ = whole.communicate(timeout=120)
-    assert whole.returncode == 0, printed
-    assert "process 1 of 1: 500 faces in" in printed
+    killed[0].wait_until(lambda: len(shards(tmp_path / "killed")) >= 3)
+    for process in killed:
+        process.kill()
     before = shards(tmp_path / "killed")
     assert 3 <= len(before) < 25, "it was killed too late to show anything"
-    again = start(tmp_path / "killed", folder, 3)
-    printed, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, printed
+    (whole,) = start(tmp_path / "whole", folder, 1)
+    assert whole.wait() == 0, whole.printed()
+    assert "process 1 of 1: 500 faces in" in whole.printed()
+    again = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3",
+         "-m", "studio", *flags(tmp_path / "killed", folder)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
     assert len(shards(tmp_path / "whole")) == 25
     assert not list((tmp_path / "killed").glob("*.part"))
