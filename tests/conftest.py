@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import zipfile
@@ -18,9 +19,11 @@ if str(ROOT) not in sys.path:
 
 pytest_plugins = ["tests.visitor"]
 
-# Processes that test side by side get a thread each: at two, each would wait for the other's.
+# Processes that test side by side get a thread each: at two, each would wait for the other's. And
+# they keep freed memory, as train.py and app.py do.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    importlib.import_module("model").keep_freed_memory()
 
 # The same examples in every run; HYPOTHESIS_PROFILE=default looks for new ones.
 settings.register_profile("same", derandomize=True)
