@@ -38,8 +38,9 @@ $(READERS):
 	@test -n "$(DATA)" || { echo "Labelled faces are needed: make directions DATA=..." >&2; exit 1; }
 	$(VENV)/bin/python -m training.attributes --data $(DATA)
 
+# Some machines ask Python to keep no compiled code; hundreds of processes then compile it again.
 test: $(READY)-test $(RUNTIME)
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test
 	$(VENV)/bin/ruff check .

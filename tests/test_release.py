@@ -95,7 +95,8 @@ def test_critics_are_mixed_too():
 
 def test_a_fresh_clone_trains_with_no_data_given(tmp_path):
     env = os.environ | {"KAOGAN_CACHE": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
-    flags = ["--out", str(tmp_path / "run"), "--total-kimg", "0.032", "--metric-samples", "0"]
+    flags = ["--out", str(tmp_path / "run"), "--metric-samples", "0"]
+    flags += ["--batch-size", "8", "--total-kimg", "0.016"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     done = subprocess.run(
         [*launch, "train.py", *flags],
