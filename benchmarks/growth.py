@@ -34,7 +34,8 @@ from training.data import pack
 
 PLOT = ROOT / "docs" / "performance" / "growth.svg"
 WALL = 24  # faces of a page
-PATCHES = {32: 1, 64: 1, 128: 2, 256: 4}  # by resolution, as the bundled generator has 2 at 128
+SIZES = (32, 64, 128, 256)  # px
+LEAST = 32  # channels of a level, as in the bundled generator
 LINEAR = 1.1  # a slope up to this is near-linear
 Points = dict[int, float]  # amount → seconds
 
@@ -108,11 +109,11 @@ def grow_batches(studio: Studio, quick: bool) -> Points:
 
 
 def grow_resolutions(quick: bool) -> Points:
-    """Draw faces of more and more pixels, by untrained generators of the usual widths."""
+    """Draw faces of more and more pixels, by untrained generators of the bundled one's widths."""
     points = {}
-    for size in (32, 64) if quick else PATCHES:
-        widths = default_channels(size // PATCHES[size], 1536, 192)
-        G = Generator(resolution=size, channels=widths, patch=PATCHES[size]).freeze()
+    for size in SIZES[:2] if quick else SIZES:
+        widths = [max(LEAST, width) for width in default_channels(size, 1536, 192)]
+        G = Generator(resolution=size, channels=widths).freeze()
         draw = drawing(G)
         points[size * size] = cpu(lambda d=draw: d(4), 2 if quick else 8) / 4
     return points
@@ -153,7 +154,7 @@ CURVES = {
     "resolutions": (
         "pixels of a face",
         "s a face",
-        "patches of 2 and 4 px leave the last levels out, so only the last layer grows",
+        "levels of more pixels have fewer channels, down to 32 at 64 px; from there all cost alike",
     ),
 }
 
