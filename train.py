@@ -423,7 +423,8 @@ def main() -> int:
         sentence = explain(error, config)
         if not sentence:
             raise
-        print(f"train.py: {sentence}", file=sys.stderr)
+        # In one write, or the lines of two processes may run into each other.
+        sys.stderr.write(f"train.py: {sentence}\n")
         return 2
     return 0
 
