@@ -121,12 +121,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Serve the Kaogan page.")
     parser.add_argument("--model", metavar="PATH_OR_REPO", default=os.environ.get("KAOGAN_MODEL"))
     parser.add_argument("--revision", metavar="SHA", default=os.environ.get("KAOGAN_REVISION"))
+    parser.add_argument(
+        "--enlarger",
+        metavar="none|DIR",
+        help="what makes faces larger; none: Lanczos' filter (default: that of the weights)",
+    )
     parser.add_argument("--host", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     args = parser.parse_args()
     prepare_cpu()
     try:
-        studio = Studio.open(args.model or None, args.revision or None)
+        studio = Studio.open(args.model or None, args.revision or None, enlarger=args.enlarger)
         studio.draw(range(WALL_FACES))  # the first forward is slow; no visitor should wait for it
         if studio.G.num_ws:  # what a match must know; while the first visitors look at faces
             threading.Thread(target=prepare, args=(studio,), daemon=True).start()

@@ -59,6 +59,7 @@ MAX_RESOLUTION = 1024  # px
 PATCHES = (1, 2, 4)  # px
 MAX_CHANNELS = 2048
 MAX_LATENT = 4096
+MAX_ENLARGER = 400_000  # parameters
 
 
 class ModelError(ValueError):
@@ -782,24 +783,32 @@ class Generator(
             "fine": slice(middle_end, self.num_ws),
         }
 
-    def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
+    def forward(self, z: Tensor, psi: float = 1.0, fine: float | None = None) -> Tensor:
         """Draw pictures.
 
         Args:
             z: `[N, z_dim]`, standard normal.
             psi: truncation (Karras et al. 2019, arXiv 1812.04948, sec. B): 1 leaves w as it is,
                 0 gives the average face, 0.5 … 0.8 trades variety for quality.
+            fine: truncation of the fine layers; that of the others when None.
         Returns:
             `[N, img_channels, resolution, resolution]`, about [-1, 1], not clamped.
         """
-        return self.synthesis(self.mapping(z, psi))
+        return self.synthesis(self.mapping(z, psi, fine))
 
-    def mapping(self, z: Tensor, psi: float = 1.0) -> Tensor:
+    def mapping(self, z: Tensor, psi: float = 1.0, fine: float | None = None) -> Tensor:
         """Map z `[N, z_dim]` to one w for each layer, `[N, num_ws, w_dim]`, truncated by psi."""
         w = self.mapping_network(z)
-        if psi != 1.0:
-            w = torch.lerp(self.w_avg.to(w.dtype), w, psi)
-        return w.unsqueeze(1).expand(-1, self.num_ws, -1)
+        ws = self._truncate(w, psi).unsqueeze(1).expand(-1, self.num_ws, -1)
+        if fine is None or fine == psi:
+            return ws
+        layers = self.layer_groups["fine"]
+        fine_ws = self._truncate(w, fine).unsqueeze(1).expand_as(ws[:, layers])
+        return torch.cat([ws[:, : layers.start], fine_ws], 1)
+
+    def _truncate(self, w: Tensor, psi: float) -> Tensor:
+        """Move w `[N, w_dim]` towards the average one."""
+        return w if psi == 1.0 else torch.lerp(self.w_avg.to(w.dtype), w, psi)
 
     def synthesis(self, ws: Tensor, stride: int = 1) -> Tensor:
         """Draw pictures `[N, C, H, W]` from ws `[N, num_ws, w_dim]`, coarse layers first.
@@ -942,6 +951,67 @@ class Discriminator(KaoganModel):
         y = (y.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # [n / group]
         y = y.repeat_interleave(group).to(x.dtype).view(n, 1, 1, 1).expand(n, 1, h, w)
         return torch.cat([x, y], 1).contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------
+# The enlarger
+
+
+class Enlarger(KaoganModel, pipeline_tag="image-to-image"):
+    """A drawn face → the same face four times as large, with the lines of an ink drawing.
+
+    The layers are SRVGGNetCompact's of Real-ESRGAN (Wang et al. 2021, arXiv 2107.10833): all work
+    is done at the small size, and what the last layer adds to the nearest-neighbour enlargement
+    becomes pixels by a sub-pixel shuffle (Shi et al. 2016, arXiv 1609.05158).
+
+    Args:
+        width: channels of the hidden layers, 8 … 128.
+        layers: hidden 3×3 convolutions, 1 … 32.
+    Raises:
+        ModelError: sizes that are out of range, or more than MAX_ENLARGER parameters.
+    """
+
+    scale = 4
+
+    def __init__(self, width: int = 48, layers: int = 6) -> None:
+        super().__init__()
+        for name, value, low, high in (("width", width, 8, 128), ("layers", layers, 1, 32)):
+            if type(value) is not int or not low <= value <= high:
+                raise ModelError(
+                    f"{name} of an enlarger is a whole number from {low} to {high}, "
+                    f"not {value!r:.40}"
+                )
+        body: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.PReLU(width)]
+        for _ in range(layers):
+            body += [nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width)]
+        body.append(nn.Conv2d(width, 3 * self.scale**2, 3, padding=1))
+        self.body = nn.Sequential(*body)
+        if (count := count_parameters(self)) > MAX_ENLARGER:
+            raise ModelError(
+                f"an enlarger has at most {MAX_ENLARGER:,} parameters, not {count:,}: "
+                f"take fewer layers or a smaller width"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[N, 3, H, W]` in [-1, 1] to `[N, 3, 4H, 4W]`, about [-1, 1], not clamped."""
+        detail = self.body(images.contiguous(memory_format=torch.channels_last))
+        detail = F.pixel_shuffle(detail.contiguous(), self.scale)
+        return detail + F.interpolate(images, scale_factor=self.scale, mode="nearest")
+
+    def freeze(self) -> Self:
+        """Make this network one that only draws, with weights in the layout of its pictures."""
+        super().freeze().to(memory_format=torch.channels_last)
+        return self
+
+    @torch.inference_mode()
+    def enlarge(self, images: Tensor) -> Tensor:
+        """Map uint8 `[N, C, H, W]`, C 1 or 3, to uint8 `[N, C, 4H, 4W]`.
+
+        Grey pictures are enlarged as three equal channels, whose mean is taken.
+        """
+        grey = images.shape[1] == 1
+        large = self(images.expand(-1, 3, -1, -1).float() / 127.5 - 1)
+        return quantise(large.mean(1, keepdim=True) if grey else large)
 
 
 # ------------------------------------------------------------------------------------------
@@ -1119,6 +1189,7 @@ class DenseDiscriminator(KaoganModel):
 NETWORKS: dict[str, type[KaoganModel]] = {
     "Generator": Generator,
     "Discriminator": Discriminator,
+    "Enlarger": Enlarger,
     "ArticleGenerator": ArticleGenerator,
     "ArticleDeconvGenerator": ArticleDeconvGenerator,
     "ArticleDiscriminator": ArticleDiscriminator,

@@ -5,6 +5,7 @@ python -m studio --seeds 0-255 --psi 0.5 --out faces --grid sheet.png
 python -m studio --seeds 0-9 --edit smile=1.5 --edit hair=#3fa34d --mix 77@middle --out faces
 python -m studio --seeds 0-399 --best-of 4 --out faces      # 100 files, of each 4 seeds the best
 python -m studio --seeds 42 --vary 5:0.3 --between 77:0.5 --out faces
+python -m studio --seeds 0-63 --size 512 --out faces                            # enlarged
 python -m studio --recipe '?seed=42&psi=0.7&edit=smile:1.5' --out faces      # or a face's PNG
 python -m studio --seeds 42 --out faces --model owner/name --revision <commit>
 accelerate launch -m studio --seeds 0-9999999 --shards faces     # tar shards, by many processes
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from studio.faces import Studio
     from studio.recipe import Recipe
 
-SHAPES = ("psi", "edit", "mix", "vary", "between")  # options that a recipe has instead
+SHAPES = ("psi", "fine", "edit", "mix", "vary", "between")  # options that a recipe has instead
+MOST_SIZE = 1024  # px of a PNG
 JUDGED_AT_ONCE = 64  # faces whose pictures are held while the best are chosen
 
 
@@ -61,7 +63,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--psi",
         type=float,
-        help="variety, -2 to 2: 0 draws the average face, 1 the boldest (default: 0.7)",
+        help="variety, -2 to 2: 0 draws the average face, 1 the boldest (default: 0.55, and 0.9 "
+        "for the fine layers)",
+    )
+    parser.add_argument(
+        "--fine", type=float, help="variety of the fine layers, the colours (default: as --psi)"
     )
     parser.add_argument(
         "--edit",
@@ -90,6 +96,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--revision", metavar="SHA", help="commit, tag or branch of a repository")
     parser.add_argument(
+        "--size", type=int, metavar="PX", help="of the PNGs, larger than the generator's own"
+    )
+    parser.add_argument(
+        "--enlarger",
+        metavar="none|DIR",
+        help="what makes faces larger; none: Lanczos' filter (default: that of the weights)",
+    )
+    parser.add_argument(
         "--batch-size", type=int, default=16, help="faces drawn at once (default: %(default)s)"
     )
     return parser.parse_args(argv)
@@ -108,9 +122,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.recipe and any(getattr(args, name) is not None for name in SHAPES):
             raise ValueError("a recipe says all of a face; leave out the options that shape it")
         check_shards(args)
-        studio = Studio.open(args.model, args.revision, fallback=False)
+        studio = Studio.open(args.model, args.revision, fallback=False, enlarger=args.enlarger)
+        args.size = check_size(studio, args.size)
         if revision and revision != studio.revision:
-            print("python -m studio: made with other weights, so it may differ", file=sys.stderr)
+            other = studio.open_revision(revision)
+            if other is None:
+                print(
+                    "python -m studio: made with other weights, so it may differ", file=sys.stderr
+                )
+            studio = other or studio
         if args.shards:
             draw_shards(studio, base, args)
             return 0
@@ -131,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_options(args: argparse.Namespace) -> Recipe:
     """Return what the options make of every seed, with seed 0 for them all."""
-    from studio.recipe import DEFAULT_PSI, Between, Edit, Mix, Recipe, RecipeError, Vary
+    from studio.recipe import Between, Edit, Mix, Recipe, RecipeError, Vary
 
     def read(option: str, text: str, parse: Callable[[str], Any]) -> Any:
         try:
@@ -141,7 +161,8 @@ def read_options(args: argparse.Namespace) -> Recipe:
 
     return Recipe(
         0,
-        DEFAULT_PSI if args.psi is None else args.psi,
+        args.psi,
+        args.fine,
         mix=tuple(read("--mix", text, Mix.parse) for text in args.mix or ()),
         edits=tuple(read("--edit", text, Edit.parse) for text in args.edit or ()),
         vary=read("--vary", args.vary, Vary.parse) if args.vary else None,
@@ -171,6 +192,17 @@ def read_recipe(text: str) -> tuple[Recipe, str]:
     return recipe, revision
 
 
+def check_size(studio: Studio, size: int | None) -> int:
+    """Return the px of the PNGs: the generator's own when None; RecipeError if it cannot be."""
+    from studio.recipe import RecipeError
+
+    if size is None:
+        return studio.size
+    if not studio.size <= size <= MOST_SIZE:
+        raise RecipeError(f"--size is a number of px from {studio.size} to {MOST_SIZE}, not {size}")
+    return size
+
+
 def check_shards(args: argparse.Namespace) -> None:
     """Raise RecipeError for options that shards do not go with."""
     from studio.recipe import RecipeError
@@ -192,6 +224,7 @@ def draw_shards(studio: Studio, base: Recipe, args: argparse.Namespace) -> None:
         args.shards,
         shard_size=args.shard_size,
         batch_size=args.batch_size,
+        size=args.size,
     ):
         count += faces
     seconds, (rank, world) = time.perf_counter() - start, place()
@@ -264,11 +297,12 @@ def write_batch(
     studio: Studio, faces: Iterable[tuple[Recipe, np.ndarray]], args: argparse.Namespace
 ) -> None:
     """Write faces as PNGs that carry their recipes."""
-    from studio.pictures import save_png, to_image
+    from studio.pictures import png_text, save_png, to_image
 
     for recipe, face in faces:
-        text = recipe.png_text(studio.revision)
-        save_png(to_image(face), args.out / f"seed{recipe.seed:010d}.png", text)
+        large = studio.enlarge(face[None], args.size)[0]
+        path = args.out / f"seed{recipe.seed:010d}.png"
+        save_png(to_image(large), path, png_text(studio, recipe, args.size))
 
 
 if __name__ == "__main__":

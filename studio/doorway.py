@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import FileResponse
 
 from studio.pictures import PAGE_SIZE
-from studio.recipe import RULES
+from studio.recipe import NUMBERS, RULES
 from studio.words import COOKIE, LANGUAGES, TEXTS, nearest
 
 MAX_QUERY = 8192
@@ -124,7 +124,7 @@ def preview(scope: dict, headers: Headers) -> dict[str, str]:
         return {}
     # A proxy in front of a Space speaks https to visitors and http to us.
     https = "https" in (scope["scheme"], headers.get("x-forwarded-proto", ""))
-    recipe = {k: v for k, v in read_query(scope).items() if k in ("seed", "psi", *RULES)}
+    recipe = {k: v for k, v in read_query(scope).items() if k in (*NUMBERS, *RULES, "rev")}
     where = f"http{'s' * https}://{host}{scope.get('root_path', '')}{PREVIEW}"
     return {
         "og:image": f"{where}?{urlencode(recipe or {'seed': ANY_FACE}, safe='@:,')}",

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 TOGETHER = 16  # faces; more in one forward are hardly faster
 
 
@@ -54,7 +56,7 @@ class DrawingQueue:
         self._thread.submit(self._draw_next)  # finds nothing to do where others took the job along
         return job.done
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
+    def run(self, work: Callable[[], T]) -> T:
         """Do other work of torch in the drawing thread, and wait for it."""
         return self._thread.submit(torch.inference_mode()(work)).result()
 

@@ -32,8 +32,9 @@ import model
 from model import Discriminator, KaoganModel, ModelError, fetch_file, load_generator, load_network
 from studio.directions import Directions, DirectionsError, largest_file, read_directions
 from studio.drawing import DrawingQueue
-from studio.latents import list_faults, recipe_to_ws, recipe_to_z
-from studio.recipe import DEFAULT_PSI, Recipe, RecipeError, check_psi
+from studio.enlarging import Enlarging, find_enlarging
+from studio.latents import NEEDS_W, list_faults, recipe_to_ws, recipe_to_z
+from studio.recipe import Recipe, RecipeError, check_truncation
 from studio.revisions import PATIENCE, Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
@@ -55,6 +56,7 @@ class Studio:
         notice: "", or a sentence that says why other weights than the asked ones are in use.
         directions: its sliders and colours, or None.
         directions_notice: "", or a sentence that says why there are none.
+        enlarging: how its faces are made larger.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Studio:
         D: Discriminator | None = None,
         directions: Directions | None = None,
         directions_notice: str = "",
+        enlarging: Enlarging | None = None,
     ) -> None:
         self.G, self.D = G, D
+        self.enlarging = enlarging or Enlarging()
         self.source, self.revision, self.notice = source, revision, notice
         self.repo, self.directions = repo, directions
         self.directions_notice = directions_notice or ("" if directions else NO_DIRECTIONS)
@@ -85,6 +89,7 @@ class Studio:
         revision: str | None = None,
         *,
         fallback: bool = True,
+        enlarger: str | Path | None = None,
     ) -> Self:
         """Load a generator.
 
@@ -93,6 +98,8 @@ class Studio:
             revision: commit, tag or branch, for a repository only.
             fallback: use the bundled weights, with a `notice`, where a repository cannot be
                 reached or used. A folder that cannot be used always raises.
+            enlarger: "none" for Lanczos' filter, a folder with an enlarger, or None: the one
+                beside the weights, else the bundled one.
         Raises:
             ModelError: no usable generator.
         """
@@ -101,12 +108,12 @@ class Studio:
         if is_folder and revision:
             raise ModelError("a revision is only for a Hub repository; leave it out for a folder")
         try:
-            return cls._load(target, revision)
+            return cls._load(target, revision, enlarger)
         except ModelError as error:
             if is_folder or not fallback:
                 raise
             logging.getLogger(__name__).warning("%s", error)  # the whole story, for the operator
-            studio = cls._load(BUNDLED, None)
+            studio = cls._load(BUNDLED, None, enlarger)
             studio.notice = (
                 f"The weights of {str(path_or_repo):.100} could not be loaded, so these faces "
                 f"come from the bundled ones."
@@ -115,7 +122,9 @@ class Studio:
             return studio
 
     @classmethod
-    def _load(cls, target: str | Path, revision: str | None) -> Self:
+    def _load(
+        cls, target: str | Path, revision: str | None, enlarger: str | Path | None = None
+    ) -> Self:
         """Load a generator from one place or raise ModelError."""
         is_folder = Path(target).is_dir()
         commit = None if is_folder else find_commit(str(target), revision)
@@ -135,6 +144,7 @@ class Studio:
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
             directions=directions,
             directions_notice=why,
+            enlarging=find_enlarging(target, commit, G, enlarger),
         )
 
     @property
@@ -157,28 +167,38 @@ class Studio:
         return f"{paragraph}\n\n{facts}" if paragraph else facts
 
     def draw(
-        self, seeds: Iterable[int], psi: float = DEFAULT_PSI, *, batch_size: int = 16
+        self,
+        seeds: Iterable[int],
+        psi: float | None = None,
+        fine: float | None = None,
+        *,
+        batch_size: int = 16,
     ) -> np.ndarray:
         """Draw one face for each seed.
 
         Args:
             seeds: 0 … 2³²−1 each; a face depends on its seed and psi, not on its neighbours.
-            psi: truncation, -2 … 2.
+            psi, fine: truncation, -2 … 2, as `Recipe` takes them.
             batch_size: faces drawn at once; bounds the memory, not the result.
         Returns:
             uint8 `[N, H, W, C]`, C 3 (RGB) or 1 (grey).
         Raises:
             ValueError: a seed, psi or batch size out of range.
         """
-        batches = list(self.draw_batches(seeds, psi, batch_size=batch_size))
+        batches = list(self.draw_batches(seeds, psi, fine, batch_size=batch_size))
         return np.concatenate([self._no_faces(), *batches])
 
     def draw_batches(
-        self, seeds: Iterable[int], psi: float = DEFAULT_PSI, *, batch_size: int = 16
+        self,
+        seeds: Iterable[int],
+        psi: float | None = None,
+        fine: float | None = None,
+        *,
+        batch_size: int = 16,
     ) -> Iterator[np.ndarray]:
         """Yield what `draw` returns, at most `batch_size` faces at a time, as they are drawn."""
-        psi = check_psi(psi)
-        recipes = (Recipe(model.check_seed(seed), psi) for seed in seeds)
+        psi, fine = check_truncation(psi, fine)
+        recipes = (Recipe(model.check_seed(seed), psi, fine) for seed in seeds)
         return self._stream(recipes, batch_size, self._latents)
 
     def draw_recipes(self, recipes: Iterable[Recipe], *, batch_size: int = 16) -> np.ndarray:
@@ -221,6 +241,12 @@ class Studio:
             return torch.zeros(0, self.G.num_ws, self.G.w_dim)
         return self.drawing.run(partial(self._latents, checked)).clone()  # a tensor like any other
 
+    def enlarge(self, faces: np.ndarray, size: int) -> np.ndarray:
+        """Make drawn faces uint8 `[N, H, W, C]` larger: `[N, size, size, C]`; none smaller."""
+        # Face by face, so that others' faces are drawn in between.
+        large = [self.drawing.run(partial(self.enlarging, face[None], size)) for face in faces]
+        return np.concatenate(large) if large else faces
+
     def check(self, recipe: Recipe) -> Recipe:
         """Return a recipe that this generator can draw, or raise RecipeError with a sentence."""
         for _, _, fault in self._faults(recipe):
@@ -230,27 +256,30 @@ class Studio:
     def usable(self, recipe: Recipe) -> tuple[Recipe, str]:
         """Return what of a recipe this generator can draw, and sentences about the rest, or ""."""
         sentences = []
-        fields: dict[str, Any] = {n: getattr(recipe, n) for n in ("mix", "edits", "vary", "w")}
+        fields: dict[str, Any] = {n: getattr(recipe, n) for n in NEEDS_W}
         for name, entry, fault in self._faults(recipe):
             sentences.append(f"{fault[0].upper()}{fault[1:]}.")
             whole = type(recipe).__dataclass_fields__[name].default
             left = tuple(e for e in fields[name] if e != entry) if entry else whole
             fields[name] = left
+        if not self.G.num_ws:  # psi scales z there, which has no layers
+            fields["fine"] = None
         return replace(recipe, **fields), " ".join(dict.fromkeys(sentences))
 
     def open_revision(self, rev: str, patience: float = PATIENCE) -> Studio | None:
-        """Return a studio of other weights of this one's repository, as an address names them.
+        """Return a studio of other weights, as an address names them: an earlier release, or a
+        commit of this studio's repository.
 
         Args:
             rev: first 12 hex digits of their SHA-256; anything else may be asked for.
             patience: seconds to wait for the Hub.
         Returns:
-            None where the page's repository has no such revision, or none within some seconds;
-            a page of a folder knows only its own. The two used last are kept open.
+            None where neither the bundle nor the repository has such a revision, or the Hub has
+            not answered within that time. The two used last are kept open.
         """
         if rev == self.revision:
             return self
-        return self._revisions.open(self.repo, rev, patience) if self.repo else None
+        return self._revisions.open(self.repo, rev, patience)
 
     def _faults(self, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         """Yield what this generator cannot draw of a recipe: field, entry, sentence."""

@@ -58,10 +58,10 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def recipe_to_ws(G: Generator, recipe: Recipe, directions: Directions | None = None) -> Tensor:
     """Return the ws `[num_ws, w_dim]` of one recipe that `list_faults` finds no fault with."""
-    ws = truncate(G, untruncated(G, recipe), recipe.psi).clone()
+    ws = truncate(G, untruncated(G, recipe), recipe.psi, recipe.fine)
     for mix in recipe.mix:
         group = G.layer_groups[mix.group]
-        ws[group] = truncate(G, seed_to_ws(G, mix.seed), recipe.psi)[group]
+        ws[group] = truncate(G, seed_to_ws(G, mix.seed), recipe.psi, recipe.fine)[group]
     if recipe.vary:
         ws += recipe.vary.radius * (seed_to_ws(G, recipe.vary.seed) - G.w_avg)
     return directions.apply(ws, recipe.edits) if directions and recipe.edits else ws
@@ -82,9 +82,19 @@ def seed_to_ws(G: Generator, seed: int) -> Tensor:
     return G.mapping(latents_from_seeds([seed], G.z_dim))[0]
 
 
-def truncate(G: Generator, ws: Tensor, psi: float) -> Tensor:
-    """Move ws towards the average face: psi 1 leaves them, 0 gives the average."""
-    return torch.lerp(G.w_avg.expand_as(ws), ws, psi)
+def truncate(G: Generator, ws: Tensor, psi: float, fine: float | None = None) -> Tensor:
+    """Move ws towards the average face: psi 1 leaves them, 0 gives the average.
+
+    Args:
+        ws: `[num_ws, w_dim]`; left as they are.
+        psi: of all layers, or of the coarse and middle ones where there is a `fine`.
+        fine: psi of the fine layers.
+    """
+    moved = torch.lerp(G.w_avg.expand_as(ws), ws, psi)
+    if fine is not None:
+        group = G.layer_groups["fine"]
+        moved[group] = torch.lerp(G.w_avg.expand_as(ws[group]), ws[group], fine)
+    return moved
 
 
 # ------------------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ def list_faults(
         why_none: a sentence for people who edit where there are no directions.
     """
     if not G.num_ws:
-        for name in ("mix", "edits", "vary", "w"):
+        for name in NEEDS_W:
             if getattr(recipe, name):
                 yield name, None, f"this generator has no w, so {NEEDS_W[name]}"
         return

@@ -51,9 +51,9 @@ class Walk:
         fps: frames a second, 1 … 60.
         loop: also walk from the last face back to the first; the frame that would show the first
             one again is left out, so that a player's repeat does not stumble.
-        spherical: walk a leg between plain seeds (nothing but seed and psi) on the great circle
-            in z instead of the straight line in w: every face on the way is one that a seed could
-            have, but they change less evenly.
+        spherical: walk a leg between plain seeds (nothing but seed and truncation) on the great
+            circle in z instead of the straight line in w: every face on the way is one that a
+            seed could have, but they change less evenly.
     Raises:
         RecipeError: anything out of these bounds.
     """
@@ -97,13 +97,17 @@ class Walk:
 
 
 def is_plain(recipe: Recipe) -> bool:
-    """Tell whether a recipe is nothing but a seed and psi."""
-    return recipe == Recipe(recipe.seed, recipe.psi)
+    """Tell whether a recipe is nothing but a seed and its truncation."""
+    return recipe == recipe.plain()
 
 
 def walk_in_z(a: Recipe, b: Recipe, shares: Sequence[float]) -> list[Recipe]:
     """Return plain recipes on the great circle in z from one plain recipe to another."""
-    return [Recipe(a.seed, a.psi + s * (b.psi - a.psi), between=Between(b.seed, s)) for s in shares]
+    ends = list(zip(a.truncation, b.truncation, strict=True))
+    return [
+        Recipe(a.seed, *(x + s * (y - x) for x, y in ends), between=Between(b.seed, s))
+        for s in shares
+    ]
 
 
 def walk_recipes(walk: Walk) -> Iterator[Recipe]:

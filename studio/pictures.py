@@ -20,7 +20,7 @@ from studio.recipe import Recipe, RecipeError
 
 PAGE_SIZE = 512  # px, the large face on the page
 WALL_FACES = 24
-SHEET_CELL = 192  # px, a face on the contact sheet
+SHEET_CELL = 256  # px, a face on the contact sheet
 PAPER, INK = "#faf7f1", "#2b2623"
 MAX_SHEET_PIXELS = 100_000_000
 
@@ -28,13 +28,6 @@ MAX_SHEET_PIXELS = 100_000_000
 def to_image(face: np.ndarray) -> Image.Image:
     """Turn one face, uint8 `[H, W, C]`, into a picture: mode L for C = 1, RGB for C = 3."""
     return Image.fromarray(face[:, :, 0] if face.shape[2] == 1 else face)
-
-
-def enlarge(image: Image.Image, size: int) -> Image.Image:
-    """Resize a square picture to `size` px by Lanczos' filter; never makes it smaller."""
-    if image.width >= size:
-        return image
-    return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def png_bytes(image: Image.Image, text: dict[str, str]) -> bytes:
@@ -94,7 +87,8 @@ def contact_sheet(faces: list[np.ndarray], captions: list[str]) -> Image.Image:
     for index, (face, caption) in enumerate(zip(faces, captions, strict=True)):
         row, column = divmod(index, columns)
         x, y = gap + column * (cell + gap), gap + row * (cell + gap + line)
-        sheet.paste(enlarge(to_image(face), cell).convert("RGB").resize((cell, cell)), (x, y))
+        small = to_image(face).convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+        sheet.paste(small, (x, y))
         draw.text((x + cell / 2, y + cell + 8), caption[:24], INK, font, "ma")
     return sheet
 
@@ -124,11 +118,16 @@ class Album:
         paths = [self.folder / kind / f"{name_folder(r)}/kaogan-{r.seed}.png" for r in recipes]
         missing = [(r, p) for r, p in zip(recipes, paths, strict=True) if not refresh(p)]
         faces = self.studio.draw_recipes([recipe for recipe, _ in missing])
-        for (recipe, path), face in zip(missing, faces, strict=True):
+        for (recipe, path), face in zip(missing, self.studio.enlarge(faces, size), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = recipe.png_text(self.studio.revision)
-            save_png(enlarge(to_image(face), size), path, text)
+            save_png(to_image(face), path, png_text(self.studio, recipe, size))
         return [str(path) for path in paths]
+
+
+def png_text(studio: Studio, recipe: Recipe, size: int) -> dict[str, str]:
+    """Return what a PNG of a face says: its recipe and, where it was made larger, by what."""
+    larger = {"enlarger": studio.enlarging.name} if size > studio.size else {}
+    return recipe.png_text(studio.revision) | larger
 
 
 def name_folder(recipe: Recipe) -> str:

@@ -1,8 +1,10 @@
 """A face's recipe: what must be kept to draw the same face again.
 
-Recipe ⇄ the query of an address (`?seed=42&psi=0.7&mix=77@middle&rev=…`), ⇄ the text inside a PNG,
-⇄ JSON. All three hold the same names and the same short texts:
+Recipe ⇄ the query of an address (`?seed=42&psi=0.55&fine=0.9&mix=77@middle&rev=…`), ⇄ the text
+inside a PNG, ⇄ JSON. All three hold the same names and the same short texts:
 
+    psi=0.55                  truncation of all layers
+    fine=0.9                  truncation of the fine layers, where it is another one
     mix=77@middle,9@fine      layers taken over from other seeds
     edit=smile:1.5,hair:3fa34d   sliders, in their units, and colours
     vary=5:0.3                a step of radius 0.3 in w, in the direction that seed 5 names
@@ -27,7 +29,9 @@ import numpy as np
 
 from model import SEED_MAX, check_seed
 
-DEFAULT_PSI = 0.7  # truncation: good faces, still varied
+# Truncation where a recipe names none, chosen by counting faces without a visible fault: low for
+# the layers that draw shapes, high for those that draw colours, which hardly ever fail.
+DEFAULT_PSI, DEFAULT_FINE = 0.55, 0.9
 PSI_LIMIT = 2.0  # |psi| beyond this leaves what a generator can draw
 MAX_SEEDS = 1_000_000  # seeds that one list may name
 SEED_RULE = f"a seed is a whole number from 0 to {SEED_MAX}"
@@ -169,6 +173,7 @@ class Between:
         return cls(*read_pair(text))
 
 
+NUMBERS = ("seed", "psi", "fine")
 RULES = {
     "mix": "a mix is SEED@GROUP, such as 77@middle",
     "edit": "an edit is NAME:NUMBER or NAME:COLOUR, such as smile:1.5",
@@ -190,7 +195,9 @@ class Recipe:
 
     Args:
         seed: 0 … 2³²−1; a whole float (42.0, as forms and JSON may send it) becomes an int.
-        psi: truncation, -2 … 2; 0 is the average face, 1 the untouched one.
+        psi: truncation, -2 … 2; 0 is the average face, 1 the untouched one. DEFAULT_PSI when None.
+        fine: truncation of the fine layers, likewise. When None it is `psi`, or DEFAULT_FINE
+            where `psi` is None too.
         mix: at most 8; of several for one group the last one counts.
         edits: at most 48, and 1,024 characters as text; of several with one name the last one
             counts.
@@ -202,7 +209,8 @@ class Recipe:
     """
 
     seed: int
-    psi: float = DEFAULT_PSI
+    psi: float | None = None
+    fine: float | None = None
     mix: tuple[Mix, ...] = ()
     edits: tuple[Edit, ...] = ()
     vary: Vary | None = None
@@ -213,9 +221,11 @@ class Recipe:
         mixes = {m.group: m for m in check_parts(self.mix, Mix, "mixes", MAX_MIXES)}
         edits = {e.name: e for e in check_parts(self.edits, Edit, "edits", MAX_EDITS)}
         vary, between = check_part(self.vary, Vary), check_part(self.between, Between)
+        psi, fine = check_truncation(self.psi, self.fine)
         values = {
             "seed": whole_seed(self.seed),
-            "psi": check_psi(self.psi),
+            "psi": psi,
+            "fine": None if fine == psi else fine,
             "mix": tuple(mixes[group] for group in GROUPS if group in mixes),
             "edits": tuple(edits[name] for name in sorted(edits) if edits[name].value != 0),
             "vary": vary if vary and vary.radius else None,
@@ -227,10 +237,20 @@ class Recipe:
         if len(self.texts().get("edit", "")) > MAX_TEXT:
             raise RecipeError(f"the edits of a recipe are at most {MAX_TEXT:,} characters long")
 
+    @property
+    def truncation(self) -> tuple[float, float]:
+        """Return psi of the coarse and middle layers, and of the fine ones."""
+        return self.psi, self.psi if self.fine is None else self.fine
+
+    def plain(self, seed: int | None = None) -> Self:
+        """Return the face of a seed, this one's when None, at the same truncation."""
+        return type(self)(self.seed if seed is None else seed, self.psi, self.fine)
+
     def texts(self) -> dict[str, str]:
         """Return what addresses, PNGs and JSON share: names and short texts, defaults left out."""
         lists = {"mix": self.mix, "edit": self.edits}
-        texts = {"seed": str(self.seed), "psi": psi_text(self.psi)}
+        texts = {"seed": str(self.seed), "psi": number_text(self.psi)}
+        texts |= {} if self.fine is None else {"fine": number_text(self.fine)}
         texts |= {name: ",".join(map(str, parts)) for name, parts in lists.items() if parts}
         ones = {"vary": self.vary, "between": self.between, "w": self.w}
         return texts | {name: str(part) for name, part in ones.items() if part}
@@ -249,8 +269,9 @@ class Recipe:
         return self.texts() | {"revision": revision}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recipe as a JSON object: numbers for seed and psi, the address' texts else."""
-        return self.texts() | {"seed": self.seed, "psi": self.psi}
+        """Return the recipe as a JSON object: seed, psi and fine are numbers, the rest texts."""
+        numbers = {"seed": self.seed, "psi": self.psi, "fine": self.fine}
+        return self.texts() | {k: v for k, v in numbers.items() if v is not None}
 
     @classmethod
     def from_json(cls, value: str | bytes | Mapping[str, Any]) -> Self:
@@ -263,21 +284,21 @@ class Recipe:
         found = load_json(value) if isinstance(value, str | bytes) else value
         if not isinstance(found, Mapping) or "seed" not in found:
             raise RecipeError("a recipe in JSON is an object with at least a seed")
-        if not set(found) <= {"seed", "psi", *RULES}:
-            raise RecipeError(f"a recipe in JSON holds only seed, psi, {', '.join(RULES)}")
+        if not set(found) <= {*NUMBERS, *RULES}:
+            raise RecipeError(f"a recipe in JSON holds only {', '.join((*NUMBERS, *RULES))}")
         parts, faults = {}, []
         for name in RULES:
             parts[name], fits = read_part(name, found.get(name, ""))
             faults += [] if fits else [name]
         if faults:
             raise RecipeError(f"the {faults[0]} of this recipe cannot be used: {RULES[faults[0]]}")
-        seed, psi = found["seed"], found.get("psi", DEFAULT_PSI)
-        if isinstance(seed, str) or isinstance(psi, str):
-            raise RecipeError("seed and psi of a recipe in JSON are numbers")
+        numbers = {name: found[name] for name in NUMBERS if name in found}
+        if any(number is None or isinstance(number, str) for number in numbers.values()):
+            raise RecipeError("seed, psi and fine of a recipe in JSON are numbers")
         try:
-            return cls(seed, psi, **as_fields(parts))
+            return cls(**numbers, **as_fields(parts))
         except RecipeError:
-            raise RecipeError(f"a recipe's {SEED_RULE}, its psi one from -2 to 2") from None
+            raise RecipeError(f"a recipe's {SEED_RULE}, its psi and fine from -2 to 2") from None
 
 
 def as_fields(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,6 +344,16 @@ def check_psi(psi: Any, low: float = -PSI_LIMIT, high: float = PSI_LIMIT) -> flo
     return check_number(psi, low, high, "psi is a number")
 
 
+def check_truncation(psi: Any, fine: Any) -> tuple[float, float]:
+    """Return psi of the coarse and middle layers and of the fine ones, or raise RecipeError.
+
+    A missing `fine` follows a given psi, so that what names only psi draws as it always did.
+    """
+    if fine is None:
+        fine = DEFAULT_FINE if psi is None else psi
+    return check_psi(DEFAULT_PSI if psi is None else psi), check_psi(fine)
+
+
 def check_parts(parts: Any, kind: type, name: str, most: int) -> tuple[Any, ...]:
     """Return a short list of parts of one kind as a tuple, or raise RecipeError."""
     if not isinstance(parts, list | tuple) or not all(isinstance(part, kind) for part in parts):
@@ -353,9 +384,6 @@ def check_w_text(w: Any) -> str:
 def number_text(number: float) -> str:
     """Write a number as shortly as it can be without changing it: `0.7`, `1`."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
-
-
-psi_text = number_text
 
 
 def read_number(text: str) -> float:
@@ -433,13 +461,13 @@ def recipe_from_query(
         query: names and values; a missing one is not a fault.
         fallback_seed: the face to show where no usable seed is given.
         revision: of the weights in use; another `rev` gets a sentence.
-        psi_range: what psi may be; the page's own slider goes from 0 to 1.
+        psi_range: what psi and fine may be; the page's own sliders go from 0 to 1.
         source: what the sentences call the place that the query came from.
     Returns:
         the recipe, and a sentence about each part that could not be used, or "". They never
         repeat what the address said.
     """
-    seed, psi, faults = fallback_seed, DEFAULT_PSI, []
+    seed, faults = fallback_seed, []
     if "seed" in query:
         try:
             seed = read_seed(query["seed"])
@@ -447,15 +475,8 @@ def recipe_from_query(
             faults.append(
                 f"The seed in this {source} cannot be used ({SEED_RULE}), so here is another face."
             )
-    if "psi" in query:
-        try:
-            psi = check_psi(read_number(query["psi"]), *psi_range)
-        except RecipeError:
-            low, high = psi_range
-            faults.append(
-                f"The psi in this {source} cannot be used (psi is a number from {low:g} to "
-                f"{high:g}), so here it is {DEFAULT_PSI}."
-            )
+    psis, more = read_truncation(query, psi_range, source)
+    faults += more
     parts = {}
     for name, rule in RULES.items():
         parts[name], fits = read_part(name, query.get(name, ""))
@@ -463,7 +484,27 @@ def recipe_from_query(
             faults.append(f"The {name} in this {source} cannot all be used ({rule}).")
     if query.get("rev", revision) != revision:
         faults.append(f"This {source} was made with other weights, so its face may differ here.")
-    return Recipe(seed, psi, **as_fields(parts)), " ".join(faults)
+    return Recipe(seed, **psis, **as_fields(parts)), " ".join(faults)
+
+
+def read_truncation(
+    query: Mapping[str, str], psi_range: tuple[float, float], source: str
+) -> tuple[dict[str, float], list[str]]:
+    """Return what can be used of `psi` and `fine` in a query, and a sentence about each fault."""
+    found: dict[str, float] = {}
+    faults = []
+    for name in ("psi", "fine"):
+        if name not in query:
+            continue
+        try:
+            found[name] = check_psi(read_number(query[name]), *psi_range)
+        except RecipeError:
+            (low, high), usual = psi_range, {"psi": DEFAULT_PSI}.get(name, DEFAULT_FINE)
+            faults.append(
+                f"The {name} in this {source} cannot be used ({name} is a number from {low:g} to "
+                f"{high:g}), so here it is {found.get('psi', usual):g}."
+            )
+    return found, faults
 
 
 def recipe_from_png(
@@ -512,7 +553,7 @@ def read_png_text(source: str | Path | IO[bytes]) -> dict[str, str]:
         raise
     except Exception:  # Pillow raises whatever its parsing stumbled on
         raise RecipeError("This file is not a readable PNG, so it holds no recipe.") from None
-    known = ("seed", "psi", *RULES, "revision")
+    known = (*NUMBERS, *RULES, "revision")
     return {k: str(info[k])[: MAX_W_TEXT + 1] for k in known if isinstance(info.get(k), str)}
 
 

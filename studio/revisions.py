@@ -1,8 +1,10 @@
-"""Other weights of the one repository that a page was started with, by the `rev` of an address.
+"""Other weights than the page's own, by the `rev` of an address.
 
-An address names weights by the first 12 hex digits of their SHA-256. The Hub tells the SHA-256 of
-a large file without sending it, so the commit that holds them is found by asking, for each tag,
-branch and commit of that repository, what its `model.safetensors` would be.
+An address names weights by the first 12 hex digits of their SHA-256. The last releases of Kaogan
+lie in assets/earlier, in a folder of that name each; other weights are looked for in the repository
+that the page was started with. The Hub tells the SHA-256 of a large file
+without sending it, so the commit that holds them is found by asking, for each tag, branch and
+commit of that repository, what its `model.safetensors` would be.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ MAX_SECONDS = 10.0  # of asking, and of silence in one request
 PATIENCE = 20.0  # seconds that a visitor waits for other weights
 FRESH = 60.0  # seconds before the Hub is asked again for weights that it did not have
 KEPT = 2  # opened generators
+EARLIER = Path(__file__).resolve().parent.parent / "assets" / "earlier"
 MAX_SEARCHES = 4  # at once
 
 
@@ -44,13 +47,13 @@ class Search:
 
 
 class Revisions:
-    """Finds, opens and keeps a few other revisions of one repository.
+    """Finds, opens and keeps a few other revisions, of the bundle or of one repository.
 
     Args:
-        load: (repository, commit) → a studio; raises ModelError.
+        load: (folder or repository, commit or None) → a studio; raises ModelError.
     """
 
-    def __init__(self, load: Callable[[str, str], Studio]) -> None:
+    def __init__(self, load: Callable[[str | Path, str | None], Studio]) -> None:
         self._load = load
         self._lock = Lock()  # of what is kept; never held while the Hub is asked
         self._asking = Lock()
@@ -63,8 +66,8 @@ class Revisions:
     def open(self, repo: str, rev: str, patience: float = PATIENCE) -> Studio | None:
         """Return a studio of the weights that `rev` names, or None.
 
-        None: no revision of this repository, none that can be used, or the Hub is slow; it may
-        then be there when asked again.
+        None: no revision of the bundle or of this repository ("": there is none), none that can
+        be used, or the Hub is slow; it may then be there when asked again.
         """
         if not re.fullmatch("[0-9a-f]{12}", rev):
             return None
@@ -99,7 +102,9 @@ class Revisions:
     def _open(self, repo: str, rev: str) -> Studio | None:
         """Open a revision, or return None and tell the operator why."""
         try:
-            commit = find_cached(repo, rev) or self._find(repo, rev)
+            if is_bundled(rev):
+                return self._load(EARLIER / rev, None)
+            commit = find_cached(repo, rev) or self._find(repo, rev) if repo else None
             studio = self._load(repo, commit) if commit else None
         except (
             Exception
@@ -127,6 +132,11 @@ class Revisions:
                 return self._commits[rev]
         self._asked_all_at = time.monotonic()
         return None
+
+
+def is_bundled(rev: str) -> bool:
+    """Tell whether the weights of an earlier release lie in the bundle; `rev` may be anything."""
+    return bool(re.fullmatch("[0-9a-f]{12}", rev)) and (EARLIER / rev / WEIGHTS_NAME).is_file()
 
 
 def list_commits(repo: str) -> Iterator[str]:

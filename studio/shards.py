@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from studio.faces import Studio
-from studio.pictures import png_bytes, to_image
+from studio.pictures import png_bytes, png_text, to_image
 from studio.recipe import Recipe
 
 MANIFEST = "faces.json"  # what the shards of a folder hold
@@ -78,6 +78,7 @@ def write_shards(
     *,
     shard_size: int = 1000,
     batch_size: int = 16,
+    size: int | None = None,
 ) -> Iterator[int]:
     """Draw what is missing of this process's shards; yield the faces of each when it is done.
 
@@ -87,6 +88,7 @@ def write_shards(
         folder: gets the shards and a manifest of what they hold.
         shard_size: faces of a shard.
         batch_size: faces drawn at once.
+        size: px of a face; the generator's own when None.
     Raises:
         ShardsError: unusable numbers, a folder that holds other shards, or no webdataset package.
         RecipeError: a recipe that cannot be drawn.
@@ -97,7 +99,8 @@ def write_shards(
         raise ShardsError(f"--shard-size must give 1 to {MAX_SHARDS:,} shards, not {shard_size}")
     open_writer = find_writer()
     studio.check(base)
-    claim(folder, describe(studio, base, ranges, shard_size))
+    size = studio.size if size is None else size
+    claim(folder, describe(studio, base, ranges, shard_size, size))
     for index in range(rank, count, world):
         path = folder / f"faces-{index:06}.tar"
         if path.exists():
@@ -105,7 +108,7 @@ def write_shards(
         names = seeds.cut(index * shard_size, (index + 1) * shard_size)
         with claimed(path.with_name(f"{path.name}.part")) as stream:
             with open_writer(stream) as writer:
-                for sample in samples(studio, base, names, batch_size):
+                for sample in samples(studio, base, names, batch_size, size):
                     writer.write(sample)
             stream.flush()
             Path(stream.name).replace(path)
@@ -131,7 +134,7 @@ def claimed(part: Path) -> Iterator[BinaryIO]:
 
 
 def samples(
-    studio: Studio, base: Recipe, seeds: list[int], batch_size: int
+    studio: Studio, base: Recipe, seeds: list[int], batch_size: int, size: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a WebDataset sample for each seed."""
     recipes = [replace(base, seed=seed) for seed in seeds]
@@ -140,7 +143,9 @@ def samples(
         told = recipe.to_json() | {"revision": studio.revision}
         yield {
             "__key__": f"seed{recipe.seed:010d}",
-            "png": png_bytes(to_image(face), recipe.png_text(studio.revision)),
+            "png": png_bytes(
+                to_image(studio.enlarge(face[None], size)[0]), png_text(studio, recipe, size)
+            ),
             "json": json.dumps(told, sort_keys=True).encode(),
         }
 
@@ -161,12 +166,14 @@ def find_writer() -> Any:
 
 
 def describe(
-    studio: Studio, base: Recipe, ranges: Sequence[range], shard_size: int
+    studio: Studio, base: Recipe, ranges: Sequence[range], shard_size: int, size: int
 ) -> dict[str, Any]:
     """Say what a folder of shards holds."""
     shape = {k: v for k, v in base.to_json().items() if k != "seed"}
     seeds = ",".join(f"{r.start}-{r.stop - 1}" for r in ranges)
-    return {"revision": studio.revision, "seeds": seeds, "shard_size": shard_size, **shape}
+    larger = {"size": size, "enlarger": studio.enlarging.name} if size > studio.size else {}
+    told = {"revision": studio.revision, "seeds": seeds, "shard_size": shard_size}
+    return told | larger | shape
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:

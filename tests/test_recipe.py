@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from model import SEED_MAX, ArticleGenerator, Discriminator, Generator
+from model import SEED_MAX, ArticleGenerator, Discriminator, Generator, latents_from_seeds
 from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.latents import decode_ws, encode_ws, slerp
 from studio.pictures import save_png, to_image
 from studio.recipe import (
+    DEFAULT_FINE,
+    DEFAULT_PSI,
     GROUPS,
     Between,
     Edit,
@@ -53,7 +55,7 @@ def read_query(query: str) -> dict[str, str]:
     return dict(parse_qsl(query.removeprefix("?"), strict_parsing=True))
 
 
-keys = st.sampled_from(["seed", "psi", "mix", "edit", "vary", "between", "w"])
+keys = st.sampled_from(["seed", "psi", "fine", "mix", "edit", "vary", "between", "w"])
 seeds = st.integers(0, SEED_MAX)
 edits = st.one_of(
     st.builds(Edit, st.sampled_from(SLIDERS), st.floats(-2, 2.5)),
@@ -105,7 +107,8 @@ def test_the_address_of_a_rich_recipe_is_short():
         "?seed=42&psi=0.7&mix=77@middle,9@fine&edit=hair:3fa34d,smile:1.5&vary=5:0.3"
         "&between=77:0.5&rev=0123456789ab"
     )
-    assert Recipe(42).query() == "?seed=42&psi=0.7"
+    assert Recipe(42).query() == "?seed=42&psi=0.55&fine=0.9"
+    assert Recipe(42, 0.7).query() == "?seed=42&psi=0.7"  # as it was before there was a fine
 
 
 def test_what_changes_nothing_is_left_out_and_order_does_not_matter():
@@ -195,7 +198,7 @@ def test_lists_and_addresses_are_bounded():
     assert recipe.mix == (Mix(7, "fine"),)
     assert "The mix in this address" in line
     start = time.perf_counter()
-    for name in ("seed", "psi", "mix", "edit", "vary", "between", "w", "rev"):
+    for name in ("seed", "psi", "fine", "mix", "edit", "vary", "between", "w", "rev"):
         recipe, line = recipe_from_query({"seed": "1", name: "1@fine," * 1_000_000}, 0)
         assert line.count("address") == 1
         assert len(line) < 200
@@ -248,14 +251,14 @@ def test_json_is_strict():
         ('"' + "a" * 9000 + '"', "at most 8,192 bytes"),
         ([1], "an object with at least a seed"),
         ({"psi": 1}, "an object with at least a seed"),
-        ({"seed": 1, "<b>": 2}, "holds only seed, psi, mix, edit"),
+        ({"seed": 1, "<b>": 2}, "holds only seed, psi, fine, mix, edit"),
         ({"seed": 1, "mix": "<b>"}, "the mix of this recipe cannot be used: a mix is SEED@GROUP"),
         ({"seed": 1, "mix": ["1@fine"]}, "the mix of this recipe cannot be used"),
-        ({"seed": "1"}, "seed and psi of a recipe in JSON are numbers"),
-        ({"seed": 1, "psi": float("nan")}, "its psi one from -2 to 2"),
+        ({"seed": "1"}, "seed, psi and fine of a recipe in JSON are numbers"),
+        ({"seed": 1, "psi": float("nan")}, "its psi and fine from -2 to 2"),
         ({"seed": 2**32}, "a recipe's a seed is a whole number"),
         ({"seed": [1]}, "a recipe's a seed is a whole number"),
-        ('{"seed": 1, "psi": 1e999}', "its psi one from -2 to 2"),
+        ('{"seed": 1, "psi": 1e999}', "its psi and fine from -2 to 2"),
     ):
         with pytest.raises(RecipeError) as refused:
             Recipe.from_json(value)
@@ -445,7 +448,7 @@ def test_generators_without_w_and_without_directions(tmp_path: Path):
     ):
         with pytest.raises(RecipeError, match=says):
             studio.draw_recipes([recipe])
-        assert studio.usable(recipe)[0] == Recipe(1)
+        assert studio.usable(recipe)[0] == Recipe(1, DEFAULT_PSI)
     with pytest.raises(RecipeError, match="has no w"):
         studio.ws([Recipe(1)])
     small = Studio.open(save_small(tmp_path))
@@ -583,3 +586,37 @@ def test_the_discriminator_beside_a_generator_is_opened(tmp_path: Path):
     assert Studio.open(tmp_path / "generator").D is None
     (tmp_path / "discriminator" / "config.json").write_text("{")
     assert Studio.open(tmp_path / "generator").D is None
+
+
+def test_psi_alone_means_what_it_always_meant():
+    for text in ("?seed=42&psi=0.7", "?seed=42&psi=1&mix=77@fine"):
+        query = dict(parse_qsl(text[1:]))
+        recipe, line = recipe_from_query(query, 0)
+        assert (recipe.fine, line) == (None, "")
+        assert recipe.query() == text
+    assert Recipe(42, 0.7).truncation == (0.7, 0.7)
+    assert Recipe(42, 0.7, 0.7) == Recipe(42, 0.7)
+    assert Recipe(42).truncation == (DEFAULT_PSI, DEFAULT_FINE)
+    assert Recipe(42, fine=0.5).truncation == (DEFAULT_PSI, 0.5)
+    assert Recipe.from_json({"seed": 1, "psi": 0.7}).truncation == (0.7, 0.7)
+    assert recipe_from_query({"fine": "0.3"}, 5)[0] == Recipe(5, None, 0.3)
+    found, line = recipe_from_query({"psi": "0.4", "fine": "2"}, 5)
+    assert found == Recipe(5, 0.4)
+    assert "The fine in this address cannot be used" in line
+
+
+def test_fine_truncates_the_fine_layers_alone():
+    torch.manual_seed(0)
+    G = Generator(64, (16,) * 5, z_dim=8, w_dim=8).eval()
+    G.update_w_avg()
+    studio = Studio(G, source="here", revision="0")
+    ws, other = studio.ws([Recipe(3, 0.5, 0.9), Recipe(3, 0.5)])
+    layers = G.layer_groups["fine"]
+    assert torch.equal(ws[: layers.start], other[: layers.start])
+    (full,) = studio.ws([Recipe(3, 1.0)])
+    torch.testing.assert_close(ws[layers], torch.lerp(G.w_avg.expand_as(ws), full, 0.9)[layers])
+    torch.testing.assert_close(G.mapping(latents_from_seeds([3], G.z_dim), 0.5, 0.9)[0], ws)
+    # A mix takes the other seed's fine layers at the fine layers' truncation.
+    (mixed,) = studio.ws([Recipe(3, 0.5, 0.9, mix=(Mix(4, "fine"),))])
+    (fourth,) = studio.ws([Recipe(4, 0.5, 0.9)])
+    assert torch.equal(mixed[layers], fourth[layers])

@@ -5,8 +5,11 @@
     python -m training.release runs/a --soup runs/b/generator runs/a/start --share 0.25 0.5 \
         --soup-critic runs/b/discriminator                        # two runs from the same start
 
-Writes assets/generator and assets/discriminator, in 16 bits where that moves no pixel by more than
-1/255; in assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must
+Writes assets/generator, assets/discriminator and, where the run has them, the projected
+discriminator's heads in assets/projected, in 16 bits where that moves no pixel by more than 1/255.
+The generator that was bundled until then goes to assets/earlier with its directions, so that
+addresses of its faces still draw them; of these only the newest KEPT stay. Further: in
+assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must
 draw again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py`
 learns from in a fresh clone: they need not be of the newest weights, and each new zip would stay in
 the repository for ever. The model card, assets/generator/README.md, is written by people and left
@@ -17,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -31,7 +36,10 @@ import torch
 from PIL import Image
 
 from model import (
+    CONFIG_NAME,
+    DIRECTIONS_NAME,
     SEED_MAX,
+    WEIGHTS_NAME,
     Discriminator,
     Generator,
     ModelError,
@@ -40,6 +48,7 @@ from model import (
     quantise,
 )
 from training.config import BUNDLED_FACES
+from training.projected import ProjectedDiscriminator
 
 Network = TypeVar("Network", Generator, Discriminator)
 
@@ -51,6 +60,11 @@ BUNDLED_COUNT = 1024  # faces for a first training run
 CHECKED_SEEDS = 256  # faces compared before and after 16-bit storage
 RANKED_SEEDS = 16  # of them, for what each tensor alone moves
 WORTH_NARROWING = 512  # values: half the bytes of fewer are not worth an attempt
+# Earlier generators in the bundle: two of 18 MB beside the present weights keep a checked-out tree
+# under 80 MB. Older ones are found where a Hub repository serves the page.
+KEPT = 2
+KEPT_FILES = (CONFIG_NAME, WEIGHTS_NAME, DIRECTIONS_NAME)
+ORDER = "releases.json"  # of assets/earlier: its folders, newest first
 GRID_QUALITY = 80  # of the grids' WebP: each release's stay in the repository for ever
 
 
@@ -84,10 +98,12 @@ def hidden_by_16_bits(G: Generator) -> list[str]:
     """
     faces = np.stack(list(draw(G, range(CHECKED_SEEDS), 1.0)))
     state, moved = G.state_dict(), {}
-    for name in floating(G):
-        if state[name].numel() >= WORTH_NARROWING:
-            steps = np.stack(list(steps_from(faces[:RANKED_SEEDS], rounded(G, [name]))))
-            moved[name] = (steps > 0).mean() / state[name].numel()
+    large = [name for name in floating(G) if state[name].numel() >= WORTH_NARROWING]
+    if all(step.max() <= 1 for step in steps_from(faces, rounded(G, large))):
+        return large
+    for name in large:
+        steps = np.stack(list(steps_from(faces[:RANKED_SEEDS], rounded(G, [name]))))
+        moved[name] = (steps > 0).mean() / state[name].numel()
     names: list[str] = []
     for name in sorted(moved, key=moved.__getitem__):
         if all(step.max() <= 1 for step in steps_from(faces, rounded(G, [*names, name]))):
@@ -111,9 +127,36 @@ def store(network: Generator | Discriminator, folder: Path) -> None:
         print(f"in 16 bits: {len(names)} of {len(state)} tensors, {share:.0%} of the values")
     with tempfile.TemporaryDirectory() as scratch:
         network.save_pretrained(scratch, dtype=dict.fromkeys(names, torch.float16))
+        if isinstance(network, Generator) and digest(Path(scratch)) != digest(folder):
+            retire(folder, folder.parent / "earlier")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "model.safetensors"):
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
             shutil.move(Path(scratch) / name, folder / name)
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's weights, 64 hex digits, or "" where there are none."""
+    weights = folder / WEIGHTS_NAME
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+
+
+def retire(folder: Path, earlier: Path) -> None:
+    """Move a generator's files to `earlier`, in a folder named as addresses name the weights.
+
+    Only the newest KEPT folders there stay; ORDER lists them, since a clone keeps no dates.
+    """
+    if not (revision := digest(folder)[:12]):
+        return
+    order = earlier / ORDER
+    known = json.loads(order.read_text()) if order.is_file() else []
+    newest = [revision, *(r for r in known if r != revision)]
+    (earlier / revision).mkdir(parents=True, exist_ok=True)
+    for name in KEPT_FILES:
+        if (folder / name).is_file():
+            shutil.move(folder / name, earlier / revision / name)
+    for old in newest[KEPT:]:
+        shutil.rmtree(earlier / old, ignore_errors=True)
+    order.write_text(json.dumps(newest[:KEPT]) + "\n")
 
 
 def golden_name(seed: int) -> str:
@@ -195,6 +238,9 @@ def main() -> int:
         D = soup(D, [Discriminator.from_pretrained(f) for f in options.soup_critic])
         store(G, options.assets / "generator")
         store(D, options.assets / "discriminator")
+        if (options.run / "projected").is_dir():
+            heads = ProjectedDiscriminator.from_pretrained(options.run / "projected")
+            store(heads, options.assets / "projected")
         G = Generator.from_pretrained(options.assets / "generator")
         save_samples(G, options.assets / "samples")
         if not (faces := options.assets / BUNDLED_FACES.name).exists():

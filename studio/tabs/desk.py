@@ -16,7 +16,8 @@ import gradio as gr
 
 from studio.faces import Studio
 from studio.pictures import Album
-from studio.recipe import DEFAULT_PSI, RULES, Recipe, RecipeError, recipe_from_query
+from studio.recipe import DEFAULT_PSI, NUMBERS, RULES, Recipe, RecipeError, recipe_from_query
+from studio.revisions import is_bundled
 from studio.words import label, language, say
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
@@ -26,7 +27,7 @@ MAX_KEPT = 200  # favourites
 MAX_NAME = 60  # characters
 # What of an address belongs to a tab, beside the face.
 PLACES = {
-    "wall": ("first", "wpsi", "like", "radius", "best"),
+    "wall": ("first", "wpsi", "wfine", "like", "radius", "best"),
     "mix": ("a", "b"),
     "morph": ("faces",),
 }
@@ -85,8 +86,9 @@ class Desk:
         return self.go(tab if tab in self.names else "meet"), *places, *met
 
     def preview(self, query: dict[str, str]) -> str:
-        """Return the path of a picture of what an address names, by this page's weights."""
-        return self.album.face(self.read_query(query)[0])
+        """Return the path of a picture of what an address names."""
+        recipe, _, album = self.find(query, None)
+        return (album or self.album).face(recipe)
 
     @contextlib.contextmanager
     def stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
@@ -118,22 +120,42 @@ class Desk:
         return self.read_query(dict(parse_qsl(urlsplit(text).query)), request)
 
     def find(
-        self, address: str | dict[str, str], request: gr.Request
+        self, address: str | dict[str, str], request: gr.Request | None
     ) -> tuple[Recipe, str, Album | None]:
         """Return the recipe of an address or query, a line, and whose faces to show.
 
-        An address of other weights, which the page's repository has, is shown with those; then the
-        third is their album, else None.
+        An address of other weights, which the bundle or the page's repository has, is shown with
+        those; then the third is their album, else None.
         """
         query = address
         if not isinstance(query, dict):
             query = dict(parse_qsl(urlsplit(str(address)[:MAX_ADDRESS]).query))
-        rev = query.get("rev", self.studio.revision)
-        other = self.studio.open_revision(rev, REV_SECONDS)
-        if other is None or other is self.studio:
+        rev = query.get("rev", "")
+        album = self.album_of(rev)
+        if album is self.album:
             return *self.read_query(query, request), None
-        recipe, _ = other.usable(recipe_from_query(query, dice(), rev)[0])
-        return recipe, say(request, "note.rev"), Album(other, Path(self.folder.name) / rev)
+        recipe, _ = album.studio.usable(recipe_from_query(query, dice(), rev)[0])
+        kind = "note.earlier" if is_bundled(rev) else "note.rev"
+        present = HOME + Recipe(recipe.seed).query()
+        return recipe, say(request, kind, rev=rev, address=present), album
+
+    def find_small(self, addresses: list[str]) -> list[str]:
+        """Return the paths of small faces of addresses, each by its own weights, in their order."""
+        found = [self.find(address, None) for address in addresses]
+        albums = {album.studio.revision: album for _, _, album in found if album}
+        paths: dict[int, str] = {}
+        for album in (self.album, *albums.values()):
+            rev = album.studio.revision
+            rows = [i for i, f in enumerate(found) if (f[2] or self.album).studio.revision == rev]
+            paths |= dict(zip(rows, album.faces([found[i][0] for i in rows]), strict=True))
+        return [paths[index] for index in range(len(found))]
+
+    def album_of(self, rev: str) -> Album:
+        """Return the faces of the weights that an address names, else of the page's own."""
+        other = self.studio.open_revision(rev, REV_SECONDS) if rev else None
+        if other is None or other is self.studio:
+            return self.album
+        return Album(other, Path(self.folder.name) / rev)
 
     def read_query(
         self, query: dict[str, str], request: gr.Request | None = None
@@ -190,8 +212,9 @@ def faulty_parts(query: dict[str, str], read: Recipe, drawn: Recipe) -> list[str
     before, after = read.texts(), drawn.texts()
     return [
         name
-        for name in ("seed", "psi", *RULES)
-        if before.get(name) != after.get(name)
+        for name in (*NUMBERS, *RULES)
+        # A generator without w has no fine layers, which is no fault of an address.
+        if (before.get(name) != after.get(name) and name != "fine")
         or (name in query and recipe_from_query({name: query[name]}, 0)[1])
     ]
 
@@ -221,9 +244,9 @@ def dice() -> int:
     return random.randrange(ROLL_SEEDS)
 
 
-def slide(psi: Any) -> float:
+def slide(psi: Any, usual: float = DEFAULT_PSI) -> float:
     """Return what the slider says, moved into its range where its number field was overtyped."""
-    return min(max(float(psi), 0.0), 1.0) if isinstance(psi, int | float) else DEFAULT_PSI
+    return min(max(float(psi), 0.0), 1.0) if isinstance(psi, int | float) else usual
 
 
 def fault(request: gr.Request | None, error: Exception, key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.pictures import contact_sheet, save_png
+from studio.pictures import SHEET_CELL, contact_sheet, save_png
 from studio.recipe import RecipeError
 from studio.tabs.desk import MAX_KEPT, MAX_NAME, QUIET, Desk, busy_on, faces_gallery, fault
 from studio.words import label, say
@@ -75,8 +75,8 @@ class Keep:
     def add(self, request: gr.Request, keep: Any, address: Any) -> tuple[Any, str]:
         """Keep the met face."""
         faces = self.desk.favourites(keep)
-        recipe = self.desk.read(address)
-        query = self.desk.query(recipe)
+        recipe, _, album = self.desk.find(address, request)
+        query = recipe.query((album or self.desk.album).studio.revision)
         if any(face["face"] == query for face in faces):
             return gr.skip(), say(request, "keep.already")
         if len(faces) >= MAX_KEPT:
@@ -86,7 +86,7 @@ class Keep:
     def hang(self, keep: Any) -> tuple[Any, ...]:
         """Return the values of `shown`: all favourites, none of them chosen."""
         faces = self.desk.favourites(keep)
-        paths = self.desk.album.faces([self.desk.read(face["face"]) for face in faces])
+        paths = self.desk.find_small([face["face"] for face in faces])
         names = [face["name"] for face in faces]
         return (
             gr.update(value=list(zip(paths, names, strict=True)), selected_index=None),
@@ -151,11 +151,15 @@ class Keep:
         faces = self.desk.favourites(keep)
         if not faces:
             return None, say(request, "keep.nothing")
-        recipes = [self.desk.read(face["face"]) for face in faces]
-        pixels = self.desk.studio.draw_recipes(recipes)
+        pixels, captions = [], []
+        for face in faces:
+            recipe, _, album = self.desk.find(face["face"], request)
+            studio = (album or self.desk.album).studio
+            pixels += [studio.enlarge(studio.draw_recipes([recipe]), SHEET_CELL)[0]]
+            captions += [str(recipe.seed)]
         path = self.folder / os.urandom(6).hex() / "kaogan-favourites.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet = contact_sheet(list(pixels), [str(recipe.seed) for recipe in recipes])
+        sheet = contact_sheet(pixels, captions)
         save_png(sheet, path, {"revision": self.desk.studio.revision})
         return str(path), ""
 

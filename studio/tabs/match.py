@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from studio.match import match, open_upload
 from studio.morph import Stopped
-from studio.pictures import PAGE_SIZE, data_url, enlarge, to_image
+from studio.pictures import PAGE_SIZE, data_url, to_image
 from studio.recipe import Recipe
 from studio.tabs.desk import QUIET, Desk, fault
 from studio.tabs.morph import percent, show_bar
@@ -108,7 +108,8 @@ class MatchTab:
 
     def found(self, request: gr.Request, square: Image.Image, recipe: Recipe) -> tuple[Any, ...]:
         """Return the values of `shown` for a face that was found."""
-        face = to_image(self.desk.studio.draw_recipes([recipe])[0])
+        studio = self.desk.studio
+        face = to_image(studio.enlarge(studio.draw_recipes([recipe]), PAGE_SIZE)[0])
         return (
             recipe.query(),
             "",
@@ -122,7 +123,8 @@ class MatchTab:
     @staticmethod
     def side_by_side(square: Image.Image, face: Image.Image) -> Any:
         """Return the slider with the picture at its left and a face at its right."""
-        return gr.update(value=(square, enlarge(face.convert("RGB"), PAGE_SIZE)), visible=True)
+        large = face.convert("RGB").resize((PAGE_SIZE, PAGE_SIZE), Image.Resampling.LANCZOS)
+        return gr.update(value=(square, large), visible=True)
 
     def take(self, found: Any) -> tuple[Any, ...]:
         """Meet the found face."""

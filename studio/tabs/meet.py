@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,15 @@ import gradio as gr
 from studio.colours import shown_colours
 from studio.faces import NO_DIRECTIONS, NO_W
 from studio.pictures import Album
-from studio.recipe import DEFAULT_PSI, Edit, Recipe, RecipeError, recipe_from_png
+from studio.recipe import (
+    DEFAULT_FINE,
+    DEFAULT_PSI,
+    Edit,
+    Recipe,
+    RecipeError,
+    read_png_text,
+    recipe_from_png,
+)
 from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slide
 from studio.words import label, say
 
@@ -38,7 +47,9 @@ class Meet:
                 self._lay_out_tools()
         self.shown = [desk.address, self.face, self.note]
         pickers, sliders = self.colours.values(), self.sliders.values()
-        desk.meet_outputs = [*self.shown, self.seed, self.psi, *pickers, *sliders]
+        desk.meet_outputs = [
+            *self.shown, self.seed, self.psi, self.fine, *pickers, *sliders
+        ]  # fmt: skip
         desk.meet = self.all
 
     def _lay_out_face(self) -> None:
@@ -83,7 +94,19 @@ class Meet:
                 elem_id="psi",
                 min_width=180,
             )
-        has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
+            has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
+            self.fine = gr.Slider(
+                0,
+                1,
+                DEFAULT_FINE,
+                step=0.05,
+                label=label("fine"),
+                info=label("fine.info"),
+                buttons=[],
+                elem_id="fine",
+                min_width=180,
+                visible=has_w,
+            )
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(
                 label("meet.like"), size="sm", elem_id="like", min_width=0, visible=has_w
@@ -160,7 +183,7 @@ class Meet:
     def wire(self) -> None:
         """Connect the components with what they do."""
         desk, everything = self.desk, self.desk.meet_outputs
-        controls = [self.seed, self.psi, *self.sliders.values()]
+        controls = [self.seed, self.psi, self.fine, *self.sliders.values()]
         gr.on(
             [control.input for control in controls],
             self.change,
@@ -175,7 +198,7 @@ class Meet:
         hold = [self.hold] if edits else []
         self.roll.click(
             self.roll_one,
-            [desk.address, self.psi, *hold],
+            [desk.address, self.psi, self.fine, *hold],
             everything,
             **busy_on(self.face),
             **AT_ONCE,
@@ -202,7 +225,8 @@ class Meet:
         shown = shown_colours(self.desk.studio, recipe) if self.colours else {}
         colours = (edits.get(part, shown.get(part)) for part in self.colours)
         values = (edits.get(name, 0) for name in self.sliders)
-        return *self.face_of(recipe, line, album), recipe.seed, recipe.psi, *colours, *values
+        controls = (recipe.seed, *recipe.truncation, *colours, *values)
+        return *self.face_of(recipe, line, album), *controls
 
     def face_of(
         self, recipe: Recipe, line: str = "", album: Album | None = None
@@ -212,7 +236,7 @@ class Meet:
         return HOME + recipe.query(album.studio.revision), album.face(recipe), line
 
     def change(
-        self, request: gr.Request, address: Any, seed: Any, psi: Any, *sliders: Any
+        self, request: gr.Request, address: Any, seed: Any, psi: Any, fine: Any, *sliders: Any
     ) -> tuple[Any, ...]:
         """Show the face that the controls describe, or say what is wrong with a typed seed."""
         recipe = self.desk.read(address)
@@ -221,7 +245,7 @@ class Meet:
             if seed != recipe.seed:
                 recipe = replace(recipe, seed=seed, w="")
             moved = self.read_sliders(sliders)
-            recipe = replace(recipe, psi=slide(psi), edits=(*colours, *moved))
+            recipe = replace(recipe, **self.truncation(psi, fine), edits=(*colours, *moved))
         except RecipeError as error:
             return gr.skip(), gr.skip(), control_fault(seed, error, request)
         return self.face_of(recipe)
@@ -248,15 +272,20 @@ class Meet:
 
         return paint
 
-    def roll_one(self, address: Any, psi: Any, hold: Any = False) -> tuple:
+    def truncation(self, psi: Any, fine: Any) -> dict[str, float]:
+        """Return what the two sliders of variety say, as a recipe's fields."""
+        fine = slide(fine, DEFAULT_FINE) if self.desk.studio.G.num_ws else None
+        return {"psi": slide(psi), "fine": fine}
+
+    def roll_one(self, address: Any, psi: Any, fine: Any, hold: Any = False) -> tuple:
         """Show a face that nobody asked for, with the sliders as they stand where held."""
         edits = self.desk.read(address).edits if hold else ()
-        return self.all(Recipe(dice(), slide(psi), edits=edits))
+        return self.all(Recipe(dice(), **self.truncation(psi, fine), edits=edits))
 
     def reset_all(self, address: Any) -> tuple:
         """Show the seed's own face: no edits, no mix, no step aside."""
         recipe = self.desk.read(address)
-        return self.all(Recipe(recipe.seed, recipe.psi, w=recipe.w))
+        return self.all(replace(recipe.plain(), w=recipe.w))
 
     def show(self, request: gr.Request, address: Any) -> tuple:
         """Show the face of an address."""
@@ -267,17 +296,29 @@ class Meet:
         desk = self.desk
         try:
             path = desk.take_upload(upload)
-            recipe, line = recipe_from_png(path, desk.studio.revision)
+            recipe, line, album = self.read_png(path)
             desk.forget_upload(path)
         except (ValueError, OSError) as error:
-            recipe, line = None, f"{error}"
+            recipe, line, album = None, f"{error}", desk.album
         if recipe is None:
             line = fault(request, ValueError(line), "fault.png")
             return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(desk.meet_outputs) - 3)
+        if album is not desk.album:
+            query = recipe.query(album.studio.revision)
+            return self.all(*desk.find(query, request))
         recipe, more = desk.studio.usable(recipe)
         if line or more:
             line = fault(request, ValueError(f"{line} {more}".strip()), "fault.address")
         return self.all(recipe, line)
+
+    def read_png(self, path: Path) -> tuple[Recipe | None, str, Album]:
+        """Return the recipe of a PNG, a line about it, and whose faces show it."""
+        try:
+            rev = read_png_text(path).get("revision", "")
+        except RecipeError as error:
+            return None, f"{error}", self.desk.album
+        album = self.desk.album_of(rev)
+        return *recipe_from_png(path, album.studio.revision), album
 
 
 def to_hex(colour: Any) -> str:

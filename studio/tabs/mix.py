@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
-from studio.recipe import DEFAULT_PSI, Between, Mix, Recipe, RecipeError
+from studio.recipe import Between, Mix, Recipe, RecipeError, whole_seed
 from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, fault
 from studio.words import label, say
 
@@ -29,7 +29,7 @@ def cross(a: Recipe, b: int) -> list[Recipe]:
         if groups is HALF_WAY:
             sheet.append(replace(a, between=Between(b, 0.5)))
         elif len(groups) == 3:  # all of B's layers are B; only A's edits stay
-            sheet.append(Recipe(b, a.psi, edits=a.edits))
+            sheet.append(replace(a.plain(b), edits=a.edits))
         else:
             taken = tuple(Mix(b, group) for group in groups)
             sheet.append(replace(a, mix=(*a.mix, *taken)))
@@ -142,7 +142,7 @@ class MixTab:
         """Lay the sheet of typed seeds, or say what is wrong with one."""
         old, _ = self.parse(text)
         try:
-            first = old if a == old.seed else Recipe(a, old.psi)
+            first = old if a == old.seed else old.plain(whole_seed(a))
             shown = list(self.lay(request, first, Recipe(b).seed))
         except RecipeError as error:
             return *(gr.skip(),) * (len(self.shown) - 1), fault(request, error, "fault.seed")
@@ -156,18 +156,18 @@ class MixTab:
     def put_b(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Make the seed of the met face, or of a favourite, the second of the two."""
         face = self.desk.read(address)
-        plain = face == Recipe(face.seed, face.psi)
+        plain = face == face.plain()
         line = "" if plain else say(request, "mix.only-seed")
         return self.lay(request, self.parse(text)[0], face.seed, line)
 
     def swap_both(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
         """Let the two change places."""
         a, b = self.parse(text)
-        return self.lay(request, Recipe(b, a.psi), a.seed)
+        return self.lay(request, a.plain(b), a.seed)
 
     def roll_both(self, request: gr.Request) -> tuple[Any, ...]:
         """Cross two faces that nobody asked for."""
-        return self.lay(request, Recipe(dice(), DEFAULT_PSI), dice())
+        return self.lay(request, Recipe(dice()), dice())
 
     def start(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Turn to this tab with the met face as A."""

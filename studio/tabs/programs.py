@@ -9,8 +9,8 @@ import gradio as gr
 
 from model import SEED_MAX
 from studio.match import match, open_upload
-from studio.pictures import WALL_FACES
-from studio.recipe import Recipe, RecipeError, parse_seeds
+from studio.pictures import PAGE_SIZE, WALL_FACES
+from studio.recipe import Recipe, RecipeError, parse_seeds, read_number
 from studio.tabs.desk import Desk, api_errors
 from studio.tabs.mix import SHEET, cross
 from studio.tabs.morph import FEWEST, KINDS, MOST, SECONDS, MorphTab
@@ -25,7 +25,9 @@ class Programs:
         self.desk, self.morph_tab = desk, morph
         number = {"visible": False, "precision": None}
         seed = gr.Number(42, label="seed", **number)
-        psi = gr.Number(0.7, label="psi", **number)
+        psi = gr.Number(None, label="psi", **number)
+        fine = gr.Number(None, label="fine", **number)
+        size = gr.Number(PAGE_SIZE, label="size", **number)
         parts = gr.Textbox("", label="recipe", visible=False)
         first = gr.Number(0, label="first_seed", **number)
         seed_a = gr.Number(42, label="seed_a", **number)
@@ -40,67 +42,89 @@ class Programs:
         faces = gr.Gallery(label="faces", format="png", visible=False)
         film = gr.File(label="film", visible=False)
         address = gr.Textbox(label="recipe", visible=False)
-        gr.on([], self.generate, [seed, psi, parts], picture, api_name="generate")
-        gr.on([], self.wall, [first, psi], faces, api_name="wall")
-        gr.on([], self.mix, [seed_a, seed_b, psi], faces, api_name="mix")
-        gr.on([], self.morph, [seeds, psi, seconds, loop, kind], film, api_name="morph",
+        gr.on([], self.generate, [seed, psi, parts, size], picture, api_name="generate")
+        gr.on([], self.wall, [first, psi, fine], faces, api_name="wall")
+        gr.on([], self.mix, [seed_a, seed_b, psi, fine], faces, api_name="mix")
+        gr.on([], self.morph, [seeds, psi, seconds, loop, kind, fine], film, api_name="morph",
               concurrency_limit=2)  # fmt: skip
         gr.on([], self.match, [image, limit], [picture, address], api_name="match",
               concurrency_limit=1)  # fmt: skip
 
-    def generate(self, seed: float = 42, psi: float = 0.7, recipe: str = "") -> str:
-        """Draw one face as a PNG of 512 px that carries its recipe.
+    def generate(
+        self, seed: float = 42, psi: float | None = None, recipe: str = "", size: float = PAGE_SIZE
+    ) -> str:
+        """Draw one face as a PNG that carries its recipe.
 
         Args:
             seed: a whole number from 0 to 4294967295.
-            psi: variety, -2 to 2; 0 draws the average face, 1 the boldest.
+            psi: variety, -2 to 2; 0 draws the average face, 1 the boldest. Without it 0.55, and
+                0.9 for the fine layers; a "fine=0.9" in `recipe` sets that of the fine layers.
             recipe: the other parts of an address, such as "mix=77@middle&edit=smile:1.5".
+            size: px: 512, or the generator's own size, usually 128.
         """
         with api_errors():
-            return self.desk.album.face(self.whole(seed, psi, recipe))
+            query = dict(parse_qsl(str(recipe or "")[:8192].lstrip("?")))
+            whole = self.whole(seed, psi, query)
+            album = self.desk.album_of(query.get("rev", ""))
+            album.studio.check(whole)
+            if size not in (own := album.studio.size, PAGE_SIZE):
+                raise RecipeError(f"size is {own} or {PAGE_SIZE}, not {size!r:.40}")
+            return album.face(whole) if size == PAGE_SIZE else album.faces([whole])[0]
 
-    def wall(self, first_seed: float = 0, psi: float = 0.7) -> list[tuple[str, str]]:
+    def wall(
+        self, first_seed: float = 0, psi: float | None = None, fine: float | None = None
+    ) -> list[tuple[str, str]]:
         """Draw the faces of 24 seeds in a row as PNGs of the generator's own size.
 
         Args:
             first_seed: a whole number from 0 to 4294967295.
-            psi: variety, -2 to 2.
+            psi: variety, -2 to 2; without it 0.55, and 0.9 for the fine layers.
+            fine: variety of the fine layers; that of the others if only `psi` is given.
         """
         with api_errors():
-            first = Recipe(first_seed, psi).seed
+            first = Recipe(first_seed, psi, fine).seed
             last = min(first + WALL_FACES, SEED_MAX + 1)
-            recipes = [Recipe(seed, psi) for seed in range(first, last)]
+            recipes = [Recipe(seed, psi, fine) for seed in range(first, last)]
             paths = self.desk.album.faces(recipes)
         return list(zip(paths, (str(recipe.seed) for recipe in recipes), strict=True))
 
-    def mix(self, seed_a: float, seed_b: float, psi: float = 0.7) -> list[tuple[str, str]]:
+    def mix(
+        self, seed_a: float, seed_b: float, psi: float | None = None, fine: float | None = None
+    ) -> list[tuple[str, str]]:
         """Cross two faces: nine PNGs, each captioned with the layers it takes from B.
 
         Args:
             seed_a: a whole number from 0 to 4294967295.
             seed_b: another one.
-            psi: variety, -2 to 2.
+            psi, fine: variety, as for `wall`.
         """
         with api_errors():
-            recipes = cross(Recipe(seed_a, psi), Recipe(seed_b, psi).seed)
+            recipes = cross(Recipe(seed_a, psi, fine), Recipe(seed_b).seed)
             paths = self.desk.album.faces(recipes)
         names = ["between" if g is None else "+".join(g) or "A" for g in SHEET]
         return list(zip(paths, names, strict=True))
 
     def morph(
-        self, seeds: str, psi: float = 0.7, seconds: float = 2, loop: bool = True, kind: str = "mp4"
+        self,
+        seeds: str,
+        psi: float | None = None,
+        seconds: float = 2,
+        loop: bool = True,
+        kind: str = "mp4",
+        fine: float | None = None,
     ) -> str:
         """Walk from face to face: a film as MP4 (H.264, 512 px) or animated WebP (256 px).
 
         Args:
             seeds: two to eight of them in order, such as "7,42,100-103".
-            psi: variety, -2 to 2.
+            psi, fine: variety, as for `wall`.
             seconds: 0.5 to 5, for each way from one face to the next.
             loop: whether it comes back to the first face.
             kind: "mp4" or "webp".
         """
         with api_errors():
-            recipes = [Recipe(seed, psi) for seed in parse_seeds(str(seeds)[:200])[: MOST + 1]]
+            some = parse_seeds(str(seeds)[:200])[: MOST + 1]
+            recipes = [Recipe(seed, psi, fine) for seed in some]
             if not FEWEST <= len(recipes) <= MOST:
                 raise RecipeError(f"a film has {FEWEST} to {MOST} faces")
             check_between(seconds, *SECONDS[:2], "seconds")
@@ -127,12 +151,14 @@ class Programs:
             recipe = match(self.desk.studio, picture, seconds=float(seconds))
             return self.desk.album.face(recipe), self.desk.query(recipe)
 
-    def whole(self, seed: Any, psi: Any, text: Any) -> Recipe:
+    def whole(self, seed: Any, psi: Any, query: dict[str, str]) -> Recipe:
         """Return the recipe of an API call, strictly: any unusable part raises RecipeError."""
-        plain = Recipe(seed, psi)
-        parts = dict(parse_qsl(str(text or "")[:8192].lstrip("?")))
-        values = {**parts, "seed": plain.seed, "psi": plain.psi}
-        return Recipe.from_json({k: v for k, v in values.items() if k != "rev"})
+        parts: dict[str, Any] = {k: v for k, v in query.items() if k != "rev"}
+        if "fine" in parts:
+            parts["fine"] = read_number(parts["fine"])
+        plain = Recipe(seed, psi, parts.get("fine"))
+        values = {"seed": plain.seed, "psi": plain.psi, "fine": plain.truncation[1]}
+        return Recipe.from_json(parts | values)
 
 
 def check_between(value: Any, low: float, high: float, name: str) -> None:

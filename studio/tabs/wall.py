@@ -11,7 +11,7 @@ import gradio as gr
 from model import SEED_MAX
 from studio.best import best_of
 from studio.pictures import WALL_FACES
-from studio.recipe import DEFAULT_PSI, Recipe, Vary, psi_text
+from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Recipe, Vary, number_text
 from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, slide
 from studio.words import label, say
 
@@ -26,6 +26,7 @@ class Place:
 
     first: int = 0  # seed of the first face; with `like`, of the first step
     psi: float = DEFAULT_PSI
+    fine: float = DEFAULT_FINE
     like: str = ""  # query of the face whose variations hang here
     radius: float = RADIUS
     best: bool = False
@@ -43,8 +44,8 @@ class Place:
         """Write the place for the address; what is as usual is left out."""
         usual = Place()
         values: dict[str, Any] = {"first": self.first}
-        if self.psi != usual.psi:
-            values["wpsi"] = psi_text(self.psi)
+        if (self.psi, self.fine) != (usual.psi, usual.fine):
+            values |= {"wpsi": number_text(self.psi), "wfine": number_text(self.fine)}
         if self.like:
             values |= {"like": self.like, "radius": f"{self.radius:g}"}
         if self.best:
@@ -56,9 +57,11 @@ class Place:
         """Read a place from an address; what cannot be used is as usual."""
         values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
         first = values.get("first", "")
+        psi = slide(to_float(values.get("wpsi"), DEFAULT_PSI))
         return cls(
             first=min(int(first), SEED_MAX) if first.isdecimal() and len(first) < 11 else 0,
-            psi=slide(to_float(values.get("wpsi"), DEFAULT_PSI)),
+            psi=psi,
+            fine=slide(to_float(values.get("wfine"), psi if "wpsi" in values else DEFAULT_FINE)),
             like=values.get("like", ""),
             radius=min(max(to_float(values.get("radius"), RADIUS), 0.05), 1.0),
             best=values.get("best") == str(BEST_OF),
@@ -87,6 +90,10 @@ class Wall:
                 0, 1, DEFAULT_PSI, step=0.05, label=label("psi"), buttons=[], min_width=160,
                 elem_id="wall-psi",
             )  # fmt: skip
+            self.fine = gr.Slider(
+                0, 1, DEFAULT_FINE, step=0.05, label=label("fine"), buttons=[], min_width=160,
+                elem_id="wall-fine", visible=bool(desk.studio.G.num_ws),
+            )  # fmt: skip
             self.radius = gr.Slider(
                 0.05, 1, RADIUS, step=0.05, label=label("wall.radius"), buttons=[], min_width=160,
                 elem_id="wall-radius", visible=False,
@@ -112,8 +119,8 @@ class Wall:
                 label("wall.more"), variant="primary", elem_id="wall-more", min_width=140
             )
         self.shown = [
-            desk.wall_place, desk.wall_faces, self.wall, self.first, self.psi, self.radius,
-            self.best, self.like_row, self.like_note,
+            desk.wall_place, desk.wall_faces, self.wall, self.first, self.psi, self.fine,
+            self.radius, self.best, self.like_row, self.like_note,
         ]  # fmt: skip
 
     def wire(self, like: gr.Button, tab: gr.Tab) -> None:
@@ -121,7 +128,7 @@ class Wall:
         desk = self.desk
         place, busy = desk.wall_place, busy_on(self.wall)
         tab.select(self.enter, [place, desk.wall_faces], self.shown, **busy)
-        knobs = [self.first, self.psi, self.radius, self.best]
+        knobs = [self.first, self.psi, self.fine, self.radius, self.best]
         gr.on(
             [k.input for k in knobs], self.change, [place, *knobs], [*self.shown, self.note], **LIVE
         )
@@ -140,6 +147,7 @@ class Wall:
         recipes = self.recipes(place)
         paths = self.desk.album.faces(recipes)
         captions = self.captions(place, recipes)
+        has_w = bool(self.desk.studio.G.num_ws)
         like = self.desk.read(place.like).seed if place.like else 0
         return (
             place.text(),
@@ -147,6 +155,7 @@ class Wall:
             list(zip(paths, captions, strict=True)),
             place.first,
             gr.update(value=place.psi, visible=not place.like),
+            gr.update(value=place.fine, visible=has_w and not place.like),
             gr.update(value=place.radius, visible=bool(place.like)),
             place.best,
             gr.update(visible=bool(place.like)),
@@ -160,7 +169,8 @@ class Wall:
             face = self.desk.read(place.like)
             every = [replace(face, vary=Vary(seed, place.radius)) for seed in seeds]
         else:
-            every = [Recipe(seed, place.psi) for seed in seeds]
+            fine = place.fine if self.desk.studio.G.num_ws else None
+            every = [Recipe(seed, place.psi, fine) for seed in seeds]
         if place.best and self.desk.studio.D is not None:
             return best_of(self.desk.studio, every, BEST_OF)
         return every
@@ -177,16 +187,24 @@ class Wall:
         return self.hang(request, Place.parse(text))
 
     def change(
-        self, request: gr.Request, text: Any, first: Any, psi: Any, radius: Any, best: Any
+        self,
+        request: gr.Request,
+        text: Any,
+        first: Any,
+        psi: Any,
+        fine: Any,
+        radius: Any,
+        best: Any,
     ) -> tuple[Any, ...]:
         """Hang what the controls describe, or say what is wrong with a typed seed."""
         old = Place.parse(text)
         if not isinstance(first, int | float) or not 0 <= first <= SEED_MAX or first != int(first):
             return *(gr.skip(),) * len(self.shown), say(request, "fault.seed")
         radius = min(max(to_float(radius, RADIUS), 0.05), 1.0)
-        place = replace(old, first=int(first), psi=slide(psi), radius=radius, best=bool(best))
+        psis = {"psi": slide(psi), "fine": slide(fine, DEFAULT_FINE)}
+        place = replace(old, first=int(first), **psis, radius=radius, best=bool(best))
         shown = list(self.hang(request, place))
-        shown[3:7] = [gr.skip()] * 4  # the controls stay under the visitor's hand
+        shown[3:8] = [gr.skip()] * 5  # the controls stay under the visitor's hand
         return *shown, ""
 
     def turn_back(self, request: gr.Request, text: Any) -> tuple[Any, ...]:

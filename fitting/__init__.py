@@ -1,0 +1,1 @@
+"""What is learned to serve a finished generator; commands only, nothing imports it."""

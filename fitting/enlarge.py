@@ -1,0 +1,436 @@
+"""Teach a small network to enlarge faces from 128 to 512 px as a large published one does.
+
+    pip install -r requirements-enlarge.txt
+    python -m fitting.enlarge --out runs/enlarger                       # for the bundled generator
+    python -m fitting.enlarge --out runs/enlarger --data FOLDER_OR_ZIP  # and from pictures
+    python -m fitting.enlarge --out runs/mine --model runs/mine/generator
+
+The same command resumes where it was stopped. It ends with OUT/enlarger, which stands beside a
+generator's folder: `assets/enlarger`, `runs/mine/enlarger`, or `enlarger/` of a Hub repository.
+
+1. Pairs: faces drawn at psi 0.5 to 1 and, with --data, one picture for every three of them, each
+   enlarged by the teacher.
+2. The student learns from crops of the pairs. Its loss is the mean absolute difference of the
+   pixels and of their gradients, and in the second half of its time a patch discriminator's
+   (hinge loss; Isola et al. 2017, arXiv 1611.07004): differences alone leave its lines soft.
+3. Pairs that it never saw tell how near it comes to the teacher, in dB and in gradient energy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from tqdm import tqdm
+
+from fitting.teacher import LICENCE, TEACHERS, Teacher, TeacherError
+from model import (
+    WEIGHTS_NAME,
+    Enlarger,
+    Generator,
+    ModelError,
+    count_parameters,
+    keep_freed_memory,
+    latents_from_seeds,
+    load_network,
+    quantise,
+)
+from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
+from training.data import DataError, pack
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
+SIZE = 128  # px of the small pictures
+FIRST_SEED = 3 * 2**30  # of the drawn faces; people and benchmarks start at 0
+DATA_EVERY = 4  # with --data every so manieth pair is one of its pictures
+HELD_OUT = 48  # pairs that nothing is learned from, the last ones
+CROP = 32  # px of a small crop
+GRADIENT_WEIGHT = 1.0
+SAVE_EVERY = 20_000  # crops between two checkpoints
+ADAM = {"betas": (0.5, 0.99)}
+
+
+class EnlargeError(ValueError):
+    """Settings or files that cannot make an enlarger; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a student is made with; a folder's pairs and checkpoints belong to one of these."""
+
+    generator: str  # SHA-256 of its weights
+    teacher: str
+    data: bool
+    pairs: int
+    width: int
+    layers: int
+    kimg: float  # thousand crops
+    batch_size: int
+    lr: float
+    adversarial: float  # weight of the discriminator's loss
+    seed: int
+
+
+# ------------------------------------------------------------------------------------------
+# Pairs
+
+
+class Pairs:
+    """Small and large pictures of the same faces, in two files that grow until all are there.
+
+    Attributes:
+        low, high: uint8 `[N, 128, 128, 3]` and `[N, 512, 512, 3]`.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.low = open_array(folder / "low.npy", (count, SIZE, SIZE, 3))
+        scale = Enlarger.scale
+        self.high = open_array(folder / "high.npy", (count, scale * SIZE, scale * SIZE, 3))
+
+    def missing(self) -> list[int]:
+        """Return the indices of the pairs that are not there yet."""
+        # The small picture is written last, and no face is black.
+        return [index for index in range(len(self.low)) if not self.low[index].any()]
+
+    def crops(self, count: int, held_out: int, *key: int) -> tuple[Tensor, Tensor]:
+        """Return `count` crops, the same for the same key.
+
+        Returns:
+            `[count, 3, CROP, CROP]` and `[count, 3, 4·CROP, 4·CROP]` in [-1, 1].
+        """
+        rng, scale = np.random.RandomState(key), Enlarger.scale
+        rows = rng.randint(len(self.low) - held_out, size=count)
+        low, high = [], []
+        for row, (y, x), flip in zip(
+            rows,
+            rng.randint(SIZE - CROP + 1, size=(count, 2)),
+            rng.randint(2, size=count),
+            strict=True,
+        ):
+            step = 1 - 2 * flip
+            low.append(self.low[row, y : y + CROP, x : x + CROP][:, ::step])
+            y, x, side = scale * y, scale * x, scale * CROP
+            high.append(self.high[row, y : y + side, x : x + side][:, ::step])
+        return to_tensor(np.stack(low)), to_tensor(np.stack(high))
+
+
+def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Open an array of bytes in a file, made of zeros where it is not there."""
+    mode = "r+" if path.is_file() else "w+"
+    array = np.lib.format.open_memmap(path, mode, np.uint8, None if mode == "r+" else shape)
+    if array.shape != shape:
+        raise EnlargeError(
+            f"{path} holds {array.shape[0]} pairs, not {shape[0]}; use another --out"
+        )
+    return array
+
+
+def to_tensor(faces: np.ndarray) -> Tensor:
+    """Turn uint8 `[N, H, W, 3]` into floats `[N, 3, H, W]` in [-1, 1]."""
+    return torch.from_numpy(faces.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def draw(G: Generator, index: int) -> np.ndarray:
+    """Draw the face of one pair, uint8 `[128, 128, 3]`, at truncations of its own."""
+    psi, fine = sorted(np.random.RandomState(index).uniform(0.5, 1, 2).tolist())
+    z = latents_from_seeds([FIRST_SEED + index], G.z_dim)
+    face = quantise(G.synthesis(G.mapping(z, psi, fine)))[0].expand(3, -1, -1)
+    image = Image.fromarray(face.permute(1, 2, 0).contiguous().numpy())
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def make_pairs(pairs: Pairs, G: Generator, data: np.ndarray | None, teacher: Teacher) -> None:
+    """Draw and enlarge what is missing."""
+    for index in tqdm(pairs.missing(), "pairs", unit="pair", disable=None):
+        if data is not None and index % DATA_EVERY == DATA_EVERY - 1:
+            face = data[index // DATA_EVERY % len(data)]
+        else:
+            face = draw(G, index)
+        pairs.high[index] = teacher(face)
+        pairs.low[index] = face
+
+
+# ------------------------------------------------------------------------------------------
+# Learning
+
+
+class PatchDiscriminator(nn.Module):
+    """Which of two large pictures of one small one is the teacher's, place by place."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            spectral_norm(nn.Conv2d(6, width, 4, 2, 1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(2 * width, 2 * width, 3, 1, 1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(2 * width, 1, 3, 1, 1)),
+        )
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Map `[N, 3, H, W]` and `[N, 3, 4H, 4W]` to logits `[N, 1, H, W]`."""
+        shown = F.interpolate(low, scale_factor=Enlarger.scale, mode="nearest")
+        return self.layers(torch.cat([high, shown], 1))
+
+
+def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences of neighbours in a row and in a column."""
+    return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
+
+
+def difference(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean absolute difference of pixels and of their gradients."""
+    slopes = zip(gradients(found), gradients(wanted), strict=True)
+    return (found - wanted).abs().mean() + GRADIENT_WEIGHT * sum(
+        (a - b).abs().mean() for a, b in slopes
+    )
+
+
+class Course:
+    """A student, its discriminator, and their optimizers."""
+
+    def __init__(self, settings: Settings, pairs: Pairs, folder: Path) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.pairs, self.folder = settings, pairs, folder
+        self.student = Enlarger(settings.width, settings.layers)
+        self.D = PatchDiscriminator()
+        self.networks = {"student": self.student, "D": self.D}
+        self.optimizers = {
+            f"{name}_opt": torch.optim.Adam(network.parameters(), settings.lr, **ADAM)
+            for name, network in self.networks.items()
+        }
+        for network in self.networks.values():
+            network.to(memory_format=torch.channels_last)
+        self.seen = 0  # crops
+        if any(folder.glob("kimg-*.safetensors")):
+            path = find_checkpoint("latest", folder.parent)
+            self.seen = load_checkpoint(path, self.networks, self.optimizers)["nimg"]
+
+    @property
+    def total(self) -> int:
+        """Return the number of crops in all."""
+        return round(1000 * self.settings.kimg)
+
+    def set_lr(self) -> None:
+        """Let the step size fall to a fiftieth, along a cosine, over the last two thirds."""
+        done = max(0.0, 1.5 * self.seen / self.total - 0.5)
+        lr = self.settings.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = lr
+
+    def step(self) -> dict[str, float]:
+        """Learn from one batch of crops; return what was seen."""
+        settings = self.settings
+        low, high = self.pairs.crops(settings.batch_size, HELD_OUT, settings.seed, self.seen)
+        self.set_lr()
+        found = self.student(low)
+        loss = difference(found, high)
+        said = {"difference": loss.item()}
+        if settings.adversarial and 2 * self.seen >= self.total:
+            said["D"] = self.step_discriminator(low, high, found.detach())
+            loss = loss - settings.adversarial * self.D(low, found).mean()
+        self.descend("student_opt", loss)
+        self.seen += settings.batch_size
+        return said
+
+    def step_discriminator(self, low: Tensor, high: Tensor, found: Tensor) -> float:
+        """Let D learn to tell the teacher's crops from the student's; return its loss."""
+        loss = F.relu(1 - self.D(low, high)).mean() + F.relu(1 + self.D(low, found)).mean()
+        self.descend("D_opt", loss)
+        return loss.item()
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """Take one step of an optimizer."""
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.folder, self.networks, self.optimizers, {"nimg": self.seen}, keep=1)
+
+    def run(self) -> None:
+        """Learn until all crops were seen."""
+        bar = tqdm(total=self.total, initial=self.seen, desc="learning", unit="crop", disable=None)
+        saved = time.monotonic()
+        while self.seen < self.total:
+            said = self.step()
+            bar.update(self.settings.batch_size)
+            bar.set_postfix({name: f"{value:.4f}" for name, value in said.items()})
+            if self.seen % SAVE_EVERY < self.settings.batch_size:
+                self.save()
+                print(f"{self.seen} crops, {time.monotonic() - saved:.0f} s", said, flush=True)
+        self.save()
+        bar.close()
+
+
+# ------------------------------------------------------------------------------------------
+# How near it came
+
+
+def decibels(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio of uint8 pictures, dB."""
+    error = np.square(a.astype(np.float64) - b).mean()
+    return 10 * math.log10(255**2 / max(error, 1e-12))
+
+
+def energy(faces: np.ndarray) -> float:
+    """Return the mean squared gradient of uint8 `[N, H, W, 3]`, in units of one level."""
+    rows, columns = (np.diff(faces.astype(np.float64), axis=axis) for axis in (1, 2))
+    return float(np.square(rows).mean() + np.square(columns).mean())
+
+
+def score(student: Enlarger, pairs: Pairs) -> dict[str, float]:
+    """Compare the student and Lanczos' filter with the teacher on the pairs kept apart."""
+    low, wanted = pairs.low[-HELD_OUT:], pairs.high[-HELD_OUT:]
+    planes = torch.from_numpy(low.copy()).permute(0, 3, 1, 2)
+    rows = [student.enlarge(row[None])[0].permute(1, 2, 0).numpy() for row in planes]
+    large = (wanted.shape[2], wanted.shape[1])
+    lanczos = [np.asarray(Image.fromarray(f).resize(large, Image.Resampling.LANCZOS)) for f in low]
+    found, plain = np.stack(rows), np.stack(lanczos)
+    whole = energy(wanted)
+    return {
+        "decibels": round(decibels(found, wanted), 2),
+        "lanczos_decibels": round(decibels(plain, wanted), 2),
+        "gradient_energy": round(energy(found) / whole, 3),
+        "lanczos_gradient_energy": round(energy(plain) / whole, 3),
+    }
+
+
+def make_card(settings: Settings, scores: dict[str, float], parameters: int) -> str:
+    """Write the card of an enlarger."""
+    options = {
+        "teacher": settings.teacher,
+        "pairs": settings.pairs,
+        "width": settings.width,
+        "layers": settings.layers,
+        "kimg": f"{settings.kimg:g}",
+        "adversarial": f"{settings.adversarial:g}",
+        "seed": settings.seed,
+    }
+    flags = [f"--{name} {value}" for name, value in options.items()]
+    flags += ["--data FACES"] if settings.data else []
+    return f"""---
+library_name: kaogan
+pipeline_tag: image-to-image
+license: mit
+---
+
+# Enlarger: 128 to 512 px
+
+Enlarges faces four times, those of the generator `{settings.generator[:12]}` above all. It has
+{parameters:,} parameters, after SRVGGNetCompact (arXiv 2107.10833).
+
+It learned from {TEACHERS[settings.teacher]} ({LICENCE}):
+
+```bash
+python -m fitting.enlarge {" ".join(flags[:3])} \\
+    {" ".join(flags[3:])}
+```
+
+On {HELD_OUT} pairs that it never saw, beside the teacher:
+
+| | dB | gradient energy |
+|---|---|---|
+| this enlarger | {scores["decibels"]} | {scores["gradient_energy"]:.0%} |
+| Lanczos | {scores["lanczos_decibels"]} | {scores["lanczos_gradient_energy"]:.0%} |
+"""
+
+
+# ------------------------------------------------------------------------------------------
+# The command
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fitting.enlarge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of pairs and checkpoints")
+    add("--model", type=Path, default=BUNDLED, help="generator's folder (default: bundled)")
+    add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
+    add("--teacher", choices=TEACHERS, default="x4plus-anime", help="(default: %(default)s)")
+    add("--pairs", type=int, default=1000, help="faces to enlarge (default: %(default)s)")
+    add("--width", type=int, default=48, help="channels (default: %(default)s)")
+    add("--layers", type=int, default=6, help="hidden convolutions (default: %(default)s)")
+    add("--kimg", type=float, default=120.0, help="thousand crops (default: %(default)s)")
+    add("--batch-size", type=int, default=16, help="crops of a step (default: %(default)s)")
+    add("--lr", type=float, default=1e-3, help="step size (default: %(default)s)")
+    add("--adversarial", type=float, default=0.01,
+        help="weight of the discriminator's loss; 0: none (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def read_settings(options: argparse.Namespace, generator: str) -> Settings:
+    """Check the command line's numbers; a folder that was begun with others is refused."""
+    if options.pairs <= HELD_OUT:
+        raise EnlargeError(f"--pairs must be more than the {HELD_OUT} that are kept apart")
+    if options.batch_size < 1 or options.kimg <= 0 or options.adversarial < 0 or options.lr <= 0:
+        raise EnlargeError("--batch-size, --kimg and --lr must be above 0, --adversarial not below")
+    names = set(Settings.__dataclass_fields__) - {"generator", "data"}
+    values = {name: getattr(options, name) for name in names}
+    settings = Settings(generator=generator, data=bool(options.data), **values)
+    path = options.out / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
+        raise EnlargeError(f"{options.out} was begun with other settings; use another --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    return settings
+
+
+def teach(options: argparse.Namespace) -> Iterator[str]:
+    """Make the pairs, teach the student, store it; yield what to print."""
+    G = load_network(options.model)
+    if not isinstance(G, Generator):
+        raise ModelError(f"{options.model} holds no generator with a w")
+    digest = hashlib.sha256((options.model / WEIGHTS_NAME).read_bytes()).hexdigest()
+    settings = read_settings(options, digest)
+    pairs = Pairs(options.out / "pairs", settings.pairs)
+    if pairs.missing():
+        data = pack(options.data, SIZE).images if options.data else None
+        make_pairs(pairs, G.freeze(), data, Teacher(settings.teacher))
+    course = Course(settings, pairs, options.out / "checkpoints")
+    course.run()
+    folder = options.out / "enlarger"
+    course.student.save_pretrained(folder, dtype=torch.float16)
+    scores = score(Enlarger.from_pretrained(folder).freeze(), pairs)
+    card = make_card(settings, scores, count_parameters(course.student))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    yield f"{folder}: {json.dumps(scores)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    options = parse_arguments(arguments)
+    keep_freed_memory()
+    try:
+        for line in teach(options):
+            print(line)
+    except (EnlargeError, TeacherError, ModelError, DataError, CheckpointError, OSError) as error:
+        print(f"enlarge: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
