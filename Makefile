@@ -32,11 +32,11 @@ train: $(READY)-train
 READERS = assets/attributes/README.md
 
 directions: $(READY)-train $(READERS)
-	$(VENV)/bin/python -m training.directions $(ARGS)
+	$(VENV)/bin/python -m fitting.directions $(ARGS)
 
 $(READERS):
 	@test -n "$(DATA)" || { echo "Labelled faces are needed: make directions DATA=..." >&2; exit 1; }
-	$(VENV)/bin/python -m training.attributes --data $(DATA)
+	$(VENV)/bin/python -m fitting.attributes --data $(DATA)
 
 # Some machines ask Python to keep no compiled code; hundreds of processes then compile it again.
 test: $(READY)-test $(RUNTIME)

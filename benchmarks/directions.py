@@ -6,7 +6,7 @@
 
 The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at psi 0.7 and with
 the slider at its right end. What is seen before and after is said by the judge of
-`training.attributes`, which shares no network and no training picture with the reader that the
+`fitting.attributes`, which shares no network and no training picture with the reader that the
 directions were fitted by.
 Times are of one CPU thread's own seconds, which other work on the machine hardly changes.
 """
@@ -27,14 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import machine
+from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
+from fitting.colours import Palette, find_regions
+from fitting.directions import COLOUR_GROUPS, families, family, slider_name
 from model import ModelError, keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.recipe import DEFAULT_PSI, Edit, Recipe
-from training.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
-from training.colours import Palette, find_regions
 from training.data import DataError, pack
-from training.directions import COLOUR_GROUPS, families, family, slider_name
 from training.metrics import (
     EfficientNetLite0,
     MetricsError,

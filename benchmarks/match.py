@@ -36,11 +36,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import machine, renew_section, table
+from fitting.colours import to_lab
 from model import keep_freed_memory, quantise
 from studio.faces import Studio
 from studio.latents import decode_ws, encode_ws
 from studio.match import MatchError, open_upload, prepare, search
-from training.colours import to_lab
 from training.metrics import EfficientNetLite0, build_extractor
 
 NEAR = 4.0  # of 255: below it, two pictures are told apart only by flicking between them

@@ -1,23 +1,28 @@
-"""Named directions in w: read strictly from the file that `python -m training.directions` writes,
+"""Named directions in w: read strictly from the file that `python -m fitting.directions` writes,
 applied as pure functions.
 
 `directions.safetensors` stands beside the generator's `model.safetensors` and names it by its
-SHA-256. Tensors, float32:
+SHA-256. Tensors, float32, K the sliders that are plain steps, r the tags of a family:
 
-    directions [K, num_ws, w_dim]          Δws of one slider unit, from the middle of the slider
-    place_map [K, num_ws * w_dim], place_bias [K]                ws → where a face stands already
+    directions [K, num_ws, w_dim]          Δws of one slider unit
+    family_map.F [r, num_ws * w_dim], family_bias.F [r]     ws → where a face stands in the family
+    family_step.F [r, num_ws, w_dim]       Δws that moves each of these numbers by 1
+    target.NAME [2, r]                     where a slider's left and right end lead
     colour_map.PART [3, num_ws * w_dim], colour_bias.PART [3]    ws → the part's mean colour
     colour_step.PART [3, num_ws, w_dim]    Δws that moves the colour by one unit of L, a, b
     colour_mean.PART [3], colour_bounds.PART [3, 3]              the colours that faces have
     colour_aim.PART [3, 10], where there is one    picked colour → the one to move to by the map
 
-A face's place is -1 where a slider's left end leads and +1 where its right end does. One that
-stands at +1 has no way to go there, and one at -1 twice that of the middle. Colours are CIE Lab
-(D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one to standard
-deviations of generated faces; `colour_aim` maps the offset, its products and 1 to another offset,
-since a map that is linear tells too much of strong colours. Metadata: `format`, `generator` and
-`entries`, a JSON list of `{"name", "kind", "low", "high", "step", "groups"}`, one for each
-direction.
+Colours are CIE Lab (D65) divided by 100; `colour_bounds` maps a colour's offset from the mean one
+to standard deviations of generated faces; `colour_aim` maps the offset, its products and 1 to
+another offset, since a map that is linear tells too much of strong colours. Metadata: `format`,
+`generator` and `entries`, a JSON list of `{"name", "kind", "low", "high", "step", "groups",
+"family"}`, one for each slider; the K with family "" come first.
+
+Format 2, of the first release, has no families. Each slider is a step there, and `place_map`
+`[K, num_ws * w_dim]` and `place_bias` `[K]` tell where a face stands already: -1 where its left end
+leads, +1 where its right end does. One that stands at +1 has no way to go there, and one at -1
+twice that of the middle.
 """
 
 from __future__ import annotations
@@ -36,15 +41,16 @@ from torch import Tensor
 from model import Generator
 from studio.recipe import GROUPS, MAX_EDIT, NAME, Edit
 
-FORMAT = "kaogan-directions-2"
+FORMAT, FIRST_FORMAT = "kaogan-directions-3", "kaogan-directions-2"
 KINDS = ("attribute", "principal", "closed-form")
 MAX_ENTRIES = 64
 MAX_PARTS = 4  # coloured parts of a face
+MAX_TAGS = 32  # of a family
 MAX_HEADER = 64 * 1024  # bytes
 LEAST_WAY, MOST_WAY = 0.2, 2.5  # of a slider, in lengths of the way from its middle
 FARTHEST = 5.0  # in units of colour_bounds: what is picked beyond is drawn at this distance
 FARTHEST_AIM = 7.5  # likewise: no face is moved farther than this by the map
-KEYS = {"name", "kind", "low", "high", "step", "groups"}
+KEYS = {"name", "kind", "low", "high", "step", "groups"}  # of format 2; later ones have "family"
 
 
 class DirectionsError(ValueError):
@@ -61,6 +67,40 @@ class Slider:
     high: float
     step: float
     groups: tuple[str, ...]  # the layers that it moves
+    family: str = ""  # "": a plain step
+
+
+@dataclass(frozen=True)
+class Step:
+    """A slider that adds a step: Δws of one unit and, in format 2, the face's place on it."""
+
+    unit: Tensor  # [num_ws, w_dim]
+    place_map: Tensor | None = None  # [num_ws * w_dim]
+    place_bias: Tensor | None = None  # []
+
+    def move(self, ws: Tensor, value: float, slider: Slider) -> Tensor:
+        """Return what the slider at `value` adds to ws `[num_ws, w_dim]`."""
+        if self.place_map is None or self.place_bias is None:
+            return value * self.unit
+        place = self.place_map @ ws.reshape(-1) + self.place_bias
+        return way(value, place.item()) * self.unit
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A slider that leads a face from where it stands in a family to a target."""
+
+    weight: Tensor  # [r, num_ws * w_dim]
+    bias: Tensor  # [r]
+    step: Tensor  # [r, num_ws, w_dim]
+    targets: Tensor  # [2, r]
+
+    def move(self, ws: Tensor, value: float, slider: Slider) -> Tensor:
+        """Return what the slider at `value` adds to ws `[num_ws, w_dim]`."""
+        right = value > 0
+        share = value / slider.high if right else value / slider.low
+        missing = self.targets[int(right)] - (self.weight @ ws.reshape(-1) + self.bias)
+        return share * torch.einsum("r,rld->ld", missing, self.step)
 
 
 @dataclass(frozen=True)
@@ -111,13 +151,12 @@ class Directions:
     Attributes:
         sliders: by name, in the file's order.
         colours: by the part's name.
+        moves: what each slider does, by its name.
     """
 
     sliders: dict[str, Slider]
     colours: dict[str, Colour]
-    tensor: Tensor  # [K, num_ws, w_dim]
-    place_map: Tensor  # [K, num_ws * w_dim]
-    place_bias: Tensor  # [K]
+    moves: dict[str, Step | Lead]
 
     def list_faults(self, edits: Sequence[Edit]) -> Iterator[tuple[Edit, str]]:
         """Yield each edit that cannot be done, with a sentence for people."""
@@ -138,12 +177,11 @@ class Directions:
 
         Each slider's way is measured on the face as it was, so that their order does not matter.
         """
-        order = {name: index for index, name in enumerate(self.sliders)}
-        places = self.place_map @ ws.reshape(-1) + self.place_bias
+        before = ws
         for edit in edits:
             if not isinstance(edit.value, str):
-                index = order[edit.name]
-                ws = ws + way(edit.value, places[index].item()) * self.tensor[index]
+                move, slider = self.moves[edit.name], self.sliders[edit.name]
+                ws = ws + move.move(before, edit.value, slider)
         for edit in edits:
             if isinstance(edit.value, str):
                 ws = self.colours[edit.name].move(ws, hex_to_lab(edit.value))
@@ -215,7 +253,9 @@ def read_directions(path: Path, G: Generator, generator: str) -> Directions:
             names = list(file.keys())  # noqa: SIM118
             check_metadata(metadata, generator)
             sliders = read_sliders(metadata)
-            shapes = expected_shapes(names, len(sliders), G)
+            first = metadata["format"] == FIRST_FORMAT
+            sizes = {} if first else family_sizes(file, names)
+            shapes = expected_shapes(names, sliders, sizes, G, first)
             tensors = {name: read_tensor(file, name, shape) for name, shape in shapes.items()}
     except (SafetensorError, OSError):
         raise DirectionsError("the directions file is not readable as safetensors") from None
@@ -231,19 +271,32 @@ def read_directions(path: Path, G: Generator, generator: str) -> Directions:
         )
         for part in sorted(parts, reverse=True)  # hair before eyes
     }
-    return Directions(
-        sliders, colours, *(tensors[name] for name in ("directions", "place_map", "place_bias"))
-    )
+    return Directions(sliders, colours, read_moves(sliders, tensors))
+
+
+def read_moves(sliders: dict[str, Slider], tensors: dict[str, Tensor]) -> dict[str, Step | Lead]:
+    """Return what each slider does, from tensors of the right shapes."""
+    moves: dict[str, Step | Lead] = {}
+    for index, (name, slider) in enumerate(sliders.items()):
+        if slider.family:
+            family = (tensors[f"family_{part}.{slider.family}"] for part in ("map", "bias", "step"))
+            moves[name] = Lead(*family, tensors[f"target.{name}"])
+        elif "place_map" in tensors:
+            places = (tensors[part][index] for part in ("place_map", "place_bias"))
+            moves[name] = Step(tensors["directions"][index], *places)
+        else:
+            moves[name] = Step(tensors["directions"][index])
+    return moves
 
 
 def check_metadata(metadata: dict[str, str], generator: str) -> None:
     """Raise DirectionsError unless the file is of our format and of this generator."""
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FIRST_FORMAT):
         raise DirectionsError(f"the directions file is not of the format {FORMAT}")
     if metadata.get("generator") != generator:
         raise DirectionsError(
             "the directions file belongs to another generator; make a new one with "
-            "python -m training.directions"
+            "python -m fitting.directions"
         )
 
 
@@ -255,17 +308,19 @@ def read_sliders(metadata: dict[str, str]) -> dict[str, Slider]:
         raise DirectionsError("the entries of the directions file are no JSON") from None
     if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
         raise DirectionsError(f"the directions file must list at most {MAX_ENTRIES} entries")
-    sliders = [read_slider(entry, at) for at, entry in enumerate(entries)]
+    keys = KEYS if metadata["format"] == FIRST_FORMAT else KEYS | {"family"}
+    sliders = [read_slider(entry, at, keys) for at, entry in enumerate(entries)]
     found = {slider.name: slider for slider in sliders}
     if len(found) < len(sliders):
         raise DirectionsError("the directions file names two entries alike")
     return found
 
 
-def read_slider(entry: Any, at: int) -> Slider:
+def read_slider(entry: Any, at: int, keys: set[str]) -> Slider:
     """Read one entry, the one at index `at`."""
-    if not isinstance(entry, dict) or set(entry) != KEYS:
-        raise DirectionsError(f"entry {at} of the directions file must have {', '.join(KEYS)}")
+    if not isinstance(entry, dict) or set(entry) != keys:
+        listed = ", ".join(sorted(keys))
+        raise DirectionsError(f"entry {at} of the directions file must have {listed}")
     name, groups = entry["name"], entry["groups"]
     if not isinstance(name, str) or len(name) > 40 or not NAME.fullmatch(name):
         raise DirectionsError(f"entry {at} of the directions file has no usable name")
@@ -278,19 +333,67 @@ def read_slider(entry: Any, at: int) -> Slider:
         raise DirectionsError(f"{name} in the directions file has a range that is no numbers")
     if not (-MAX_EDIT <= low <= 0 <= high <= MAX_EDIT and low < high and 0 < step <= high - low):
         raise DirectionsError(f"{name} in the directions file has an impossible range")
-    return Slider(name, entry["kind"], float(low), float(high), float(step), tuple(groups))
+    family = entry.get("family", "")
+    if family and (not isinstance(family, str) or len(family) > 40 or not NAME.fullmatch(family)):
+        raise DirectionsError(f"{name} in the directions file has no usable family")
+    return Slider(name, entry["kind"], float(low), float(high), float(step), tuple(groups), family)
 
 
-def expected_shapes(names: list[str], count: int, G: Generator) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that the file's tensors must have; its names must be just these."""
+def family_sizes(file: Any, names: list[str]) -> dict[str, int]:
+    """Return how many numbers tell a face's place in each family."""
+    biases = [name for name in names if name.startswith("family_bias.")][:MAX_ENTRIES]
+    sizes = {name.partition(".")[2]: file.get_slice(name).get_shape() for name in biases}
+    if not all(len(s) == 1 and 1 <= s[0] <= MAX_TAGS for s in sizes.values()):
+        raise DirectionsError(f"a family in the directions file has 1 to {MAX_TAGS} tags")
+    if sum(s[0] for s in sizes.values()) > MAX_ENTRIES:
+        raise DirectionsError(
+            f"the families in the directions file have at most {MAX_ENTRIES} tags"
+        )
+    return {name: shape[0] for name, shape in sizes.items()}
+
+
+def expected_shapes(
+    names: list[str],
+    sliders: dict[str, Slider],
+    sizes: dict[str, int],
+    G: Generator,
+    first: bool,
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the file's tensors must have; its names must be just these.
+
+    Args:
+        names: of the file's tensors.
+        sizes: numbers of each family.
+        first: whether the file is of format 2.
+    """
+    flat = G.num_ws * G.w_dim
+    steps = [slider for slider in sliders.values() if not slider.family]
+    if list(sliders.values())[: len(steps)] != steps:
+        raise DirectionsError("the sliders without a family must come first in the directions file")
+    if {slider.family for slider in sliders.values()} - {""} != set(sizes):
+        raise DirectionsError("the directions file lacks a family, or has an unknown one")
+    shapes: dict[str, tuple[int, ...]] = {"directions": (len(steps), G.num_ws, G.w_dim)}
+    if first:
+        shapes |= {"place_map": (len(steps), flat), "place_bias": (len(steps),)}
+    for family, size in sizes.items():
+        shapes[f"family_map.{family}"] = (size, flat)
+        shapes[f"family_bias.{family}"] = (size,)
+        shapes[f"family_step.{family}"] = (size, G.num_ws, G.w_dim)
+    for slider in sliders.values():
+        if slider.family:
+            shapes[f"target.{slider.name}"] = (2, sizes[slider.family])
+    shapes |= colour_shapes(names, G)
+    if set(names) != set(shapes):
+        raise DirectionsError("the directions file lacks a tensor, or has an unknown one")
+    return shapes
+
+
+def colour_shapes(names: list[str], G: Generator) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of coloured parts."""
     parts = [name.partition(".")[2] for name in names if name.startswith("colour_map.")]
     if len(parts) > MAX_PARTS or not all(len(p) <= 40 and NAME.fullmatch(p) for p in parts):
         raise DirectionsError("the directions file colours parts that cannot be")
-    shapes: dict[str, tuple[int, ...]] = {
-        "directions": (count, G.num_ws, G.w_dim),
-        "place_map": (count, G.num_ws * G.w_dim),
-        "place_bias": (count,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
     for part in parts:
         shapes[f"colour_map.{part}"] = (3, G.num_ws * G.w_dim)
         shapes[f"colour_bias.{part}"] = (3,)
@@ -299,8 +402,6 @@ def expected_shapes(names: list[str], count: int, G: Generator) -> dict[str, tup
         shapes[f"colour_bounds.{part}"] = (3, 3)
         if f"colour_aim.{part}" in names:
             shapes[f"colour_aim.{part}"] = (3, 10)
-    if set(names) != set(shapes):
-        raise DirectionsError("the directions file lacks a tensor, or has an unknown one")
     return shapes
 
 

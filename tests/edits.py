@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 from model import Generator
 
-SLIDERS = ("smile", "long-hair", "principal-1")
+SLIDERS = ("principal-1", "smile", "long-hair")  # a plain step, then two that have families
+FAMILIES = {"smile": 1, "long-hair": 2}  # numbers of each
+FIRST_FORMAT = "kaogan-directions-2"
 
 
 def save_generator(folder: Path, *, seed: int = 0, **options: Any) -> Generator:
@@ -25,23 +27,31 @@ def save_generator(folder: Path, *, seed: int = 0, **options: Any) -> Generator:
     return G.eval()
 
 
-def list_entries() -> list[dict[str, Any]]:
-    kinds = ("attribute", "attribute", "principal")
+def list_entries(first: bool = False) -> list[dict[str, Any]]:
+    """Return the entries of a file; `first`: of format 2, which has no families."""
+    kinds = ("principal", "attribute", "attribute")
+    ends = {"low": -2, "high": 2.5, "step": 0.1, "groups": ["middle", "fine"]}
     return [
-        {"name": n, "kind": k, "low": -2, "high": 2.5, "step": 0.1, "groups": ["middle", "fine"]}
+        {"name": n, "kind": k, **ends} | ({} if first else {"family": n if n in FAMILIES else ""})
         for n, k in zip(SLIDERS, kinds, strict=True)
     ]
 
 
-def list_tensors(G: Generator) -> dict[str, torch.Tensor]:
-    """Return directions of which the colour steps move the predicted colour exactly."""
+def list_tensors(G: Generator, first: bool = False) -> dict[str, torch.Tensor]:
+    """Return directions of which the steps move the predicted place or colour exactly."""
     noise = torch.Generator().manual_seed(1)
     shape = (G.num_ws, G.w_dim)
-    tensors = {
-        "directions": torch.randn(len(SLIDERS), *shape, generator=noise) / 4,
-        "place_map": torch.zeros(len(SLIDERS), G.num_ws * G.w_dim),
-        "place_bias": torch.zeros(len(SLIDERS)),
-    }
+    count = len(SLIDERS) if first else len(SLIDERS) - len(FAMILIES)
+    tensors = {"directions": torch.randn(count, *shape, generator=noise) / 4}
+    if first:
+        tensors["place_map"] = torch.zeros(count, G.num_ws * G.w_dim)
+        tensors["place_bias"] = torch.zeros(count)
+    for name, size in ({} if first else FAMILIES).items():
+        weight = torch.randn(size, G.num_ws * G.w_dim, generator=noise) / 50
+        tensors[f"family_map.{name}"] = weight
+        tensors[f"family_bias.{name}"] = torch.zeros(size)
+        tensors[f"family_step.{name}"] = torch.linalg.pinv(weight).T.reshape(size, *shape)
+        tensors[f"target.{name}"] = torch.tensor([[-0.1] * size, [0.1] * size])
     for part in ("hair", "eyes"):
         weight = torch.randn(3, G.num_ws * G.w_dim, generator=noise) / 50
         tensors[f"colour_map.{part}"] = weight
@@ -59,11 +69,13 @@ def digest_of(folder: Path) -> str:
 def save_directions(folder: Path, G: Generator, **changes: Any) -> Path:
     """Write a directions file beside a saved generator; metadata and tensors may be replaced."""
     metadata = {
-        "format": "kaogan-directions-2",
+        "format": "kaogan-directions-3",
         "generator": digest_of(folder),
-        "entries": json.dumps(list_entries()),
+        "entries": json.dumps(list_entries(changes.get("format") == FIRST_FORMAT)),
     }
-    tensors = {**list_tensors(G), **changes.pop("tensors", {})}
+    first = changes.get("format") == FIRST_FORMAT
+    tensors = {**list_tensors(G, first), **changes.pop("tensors", {})}
     path = folder / "directions.safetensors"
-    save_file({k: v for k, v in tensors.items() if v is not None}, path, {**metadata, **changes})
+    kept = {k: v.contiguous() for k, v in tensors.items() if v is not None}
+    save_file(kept, path, {**metadata, **changes})
     return path

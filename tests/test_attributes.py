@@ -12,10 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import ModelError, load_network
-from tests.conftest import draw_face
-from training import attributes
-from training.attributes import (
+from fitting.attributes import (
     BUILDER,
     HELD_OUT,
     JUDGE,
@@ -34,6 +31,9 @@ from training.attributes import (
     start_from,
     tint,
 )
+from model import ModelError, load_network
+from tests.conftest import draw_face
+from training import attributes
 from training.data import pack
 
 COUNT = 700

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from edits import SLIDERS, digest_of, list_entries, list_tensors, save_directions, save_generator
+from edits import (
+    FIRST_FORMAT,
+    SLIDERS,
+    digest_of,
+    list_entries,
+    list_tensors,
+    save_directions,
+    save_generator,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +62,7 @@ def test_the_page_is_told_why_there_are_none(tmp_path: Path):
     path = save_directions(tmp_path, G, generator="0" * 64)
     assert Studio.open(tmp_path).directions_notice == (
         "There are no sliders by name: the directions file belongs to another generator; make a "
-        "new one with python -m training.directions."
+        "new one with python -m fitting.directions."
     )
     path.write_bytes(b"\x80\x04pickle")
     studio = Studio.open(tmp_path)
@@ -73,7 +81,7 @@ NAN = torch.full((3,), float("nan"))
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-2"),
+        ({"format": "kaogan-directions-9"}, "is not of the format kaogan-directions-3"),
         ({"generator": "f" * 64}, "belongs to another generator"),
         ({"entries": "{"}, "are no JSON"),
         ({"entries": "[" * 3000}, "are no JSON"),
@@ -83,8 +91,8 @@ NAN = torch.full((3,), float("nan"))
         ({"entries": "[1, 2, 3]"}, "entry 0 of the directions file must have"),
         ({"entries": entries(name="<b>")}, "entry 0 of the directions file has no usable name"),
         ({"entries": entries(name="hair")}, "hair is both a slider and a colour"),
-        ({"entries": entries(kind="magic")}, "smile in the directions file is of an unknown kind"),
-        ({"entries": entries(kind=["x"])}, "smile in the directions file is of an unknown kind"),
+        ({"entries": entries(kind="magic")}, "principal-1 in the .* is of an unknown kind"),
+        ({"entries": entries(kind=["x"])}, "principal-1 in the .* is of an unknown kind"),
         ({"entries": entries(groups=["top"])}, "unknown layer groups"),
         ({"entries": entries(groups=[[]])}, "unknown layer groups"),
         ({"entries": entries(low=float("nan"))}, "a range that is no numbers"),
@@ -92,7 +100,18 @@ NAN = torch.full((3,), float("nan"))
         ({"entries": entries(high=11)}, "an impossible range"),
         ({"entries": entries(low=1)}, "an impossible range"),
         ({"entries": entries(step=0)}, "an impossible range"),
-        ({"entries": json.dumps(list_entries()[:2])}, r"tensor directions .* is not \[2, 9, 12\]"),
+        ({"entries": json.dumps(list_entries()[:2])}, "lacks a family, or has an unknown one"),
+        ({"entries": json.dumps(list_entries()[::-1])}, "without a family must come first"),
+        ({"entries": entries(family="<b>")}, "has no usable family"),
+        ({"entries": entries(family=1)}, "has no usable family"),
+        ({"entries": entries(family="nose")}, "lacks a family, or has an unknown one"),
+        ({"entries": json.dumps(list_entries(first=True))}, "entry 0 .* must have family, groups"),
+        ({"tensors": {"directions": torch.zeros(2, 9, 12)}}, r"directions .* is not \[1, 9, 12\]"),
+        ({"tensors": {"target.smile": None}}, "lacks a tensor, or has an unknown one"),
+        ({"tensors": {"target.smile": torch.zeros(2, 2)}}, r"target.smile .* is not \[2, 1\]"),
+        ({"tensors": {"family_bias.smile": torch.zeros(0)}}, "a family in .* has 1 to 32 tags"),
+        ({"tensors": {"family_bias.smile": torch.zeros(33)}}, "a family in .* has 1 to 32 tags"),
+        ({"tensors": {"family_bias.smile": torch.zeros(1, 1)}}, "a family in .* has 1 to 32 tags"),
         ({"tensors": {"colour_bias.hair": None}}, "lacks a tensor, or has an unknown one"),
         ({"tensors": {"extra": torch.zeros(1)}}, "lacks a tensor, or has an unknown one"),
         ({"tensors": {"colour_map.<b>": torch.zeros(1)}}, "colours parts that cannot be"),
@@ -158,20 +177,32 @@ def test_a_colour_that_no_face_has_is_drawn_at_the_bounds(folder: Path):
     assert torch.cosine_similarity(offset, wanted, dim=0) > 0.999
 
 
-def test_a_slider_leads_to_its_end_from_wherever_a_face_stands(folder: Path, G, tmp_path: Path):
+def test_a_slider_leads_its_family_to_a_target_from_wherever_a_face_stands(folder: Path, G):
+    directions = read_directions(folder / "directions.safetensors", G, digest_of(folder))
+    hair = directions.moves["long-hair"]
+    for seed in range(3):
+        ws = torch.randn(G.num_ws, G.w_dim, generator=torch.Generator().manual_seed(seed))
+        start = hair.weight @ ws.flatten()
+        for value, end in ((2.5, 0.1), (-2.0, -0.1), (1.25, (start + 0.1) / 2)):
+            moved = directions.apply(ws, (Edit("long-hair", value),))
+            found = hair.weight @ moved.flatten()
+            assert torch.allclose(found, torch.as_tensor(end).expand(2), atol=1e-4), value
+
+
+def test_a_slider_of_format_2_leads_to_its_end(folder: Path, G, tmp_path: Path):
     save_generator(tmp_path)
     step = torch.randn(G.num_ws * G.w_dim, generator=torch.Generator().manual_seed(2))
     tensors = {
         "directions": (step / 2).view(1, G.num_ws, G.w_dim).repeat(3, 1, 1),
         "place_map": (step / step.square().sum()).repeat(3, 1),  # the step leads from 0 to 1
     }
-    save_directions(tmp_path, G, tensors=tensors)
+    save_directions(tmp_path, G, tensors=tensors, format=FIRST_FORMAT)
     directions = read_directions(tmp_path / "directions.safetensors", G, digest_of(tmp_path))
     for place in (-1.0, 0.0, 0.4):
         ws = place * step.view(G.num_ws, G.w_dim)
         for value, end in ((2.0, 1.0), (-2.0, -1.0), (1.0, (1 + place) / 2)):
             moved = directions.apply(ws, (Edit("smile", value),))
-            there = directions.place_map[0] @ moved.flatten()
+            there = directions.moves["smile"].place_map @ moved.flatten()
             if abs(end - place) > LEAST_WAY:
                 assert there == pytest.approx(end, abs=1e-4), (place, value)
     beyond = 1.5 * step.view(G.num_ws, G.w_dim)
@@ -204,4 +235,4 @@ def test_sliders_come_before_colours(folder: Path, G):
     )
     assert torch.equal(directions.apply(ws, edits[::-1]), moved)
     assert torch.equal(ws, torch.zeros(G.num_ws, G.w_dim))
-    assert list_tensors(G)["directions"].shape == directions.tensor.shape
+    assert torch.equal(list_tensors(G)["directions"][0], directions.moves["principal-1"].unit)

@@ -1,10 +1,10 @@
 """What can be seen in a face: two small readers of tags, learned from labelled faces.
 
-    python -m training.attributes --data FOLDER_OR_ZIP                # both, into assets/attributes
-    python -m training.attributes --data FOLDER_OR_ZIP --only judge --out runs/attributes
+    python -m fitting.attributes --data FOLDER_OR_ZIP                # both, into assets/attributes
+    python -m fitting.attributes --data FOLDER_OR_ZIP --only judge --out runs/attributes
 
 Two readers that share neither a network nor a training picture: the `builder` labels generated
-faces, from which `training.directions` fits directions; the `judge` says in `benchmarks.directions`
+faces, from which `fitting.directions` fits directions; the `judge` says in `benchmarks.directions`
 whether an edit did what its name promises. Each is a folder with config.json and model.safetensors,
 loaded as strictly as a generator. The page needs neither.
 
@@ -554,10 +554,10 @@ def write_card(out: Path, left_out: dict[str, int]) -> None:
 CARD = """\
 # Readers of tags
 
-Written by `python -m training.attributes --data FOLDER_OR_ZIP`. Two networks that see tags in
+Written by `python -m fitting.attributes --data FOLDER_OR_ZIP`. Two networks that see tags in
 faces, the judge at 64 px, the builder at 64 px and, around eyes and mouth, at 128 px; they share no
 training picture and no layer. `builder` labels generated faces for
-`python -m training.directions`; `judge` measures the edits in `python -m benchmarks.directions`.
+`python -m fitting.directions`; `judge` measures the edits in `python -m benchmarks.directions`.
 The page loads neither.
 
 {about}
@@ -575,7 +575,7 @@ Left out, with fewer than {least} labelled pictures: {rare}.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.attributes",
+        prog="python -m fitting.attributes",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
