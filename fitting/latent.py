@@ -25,6 +25,7 @@ FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks sta
 BATCH = 32  # faces drawn at once
 RIDGE = 0.02  # of the fit, in units of the variance of whitened w
 PROJECTION = 30.0  # weight of what should stay against the step's length
+ALIKE = 1e-2  # of a wanted value's own size: values that nearly move together are not torn apart
 
 
 # ------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def solve_steps(wanted: Tensor, others: Tensor, allowed: Tensor) -> Tensor:
     metric += PROJECTION * rest.T @ rest
     ways = torch.linalg.solve(metric, rows.T)  # [d, T]
     inner = rows @ ways
-    inner += 1e-2 * inner.diagonal().mean() * torch.eye(len(inner), dtype=rows.dtype)
+    inner += ALIKE * inner.diagonal().mean() * torch.eye(len(inner), dtype=rows.dtype)
     steps = wanted.new_zeros(wanted.shape)
     steps[:, allowed] = torch.linalg.solve(inner, ways.T).float()
     return steps

@@ -19,9 +19,9 @@ from fitting.attributes import SIZE
 from fitting.colours import Palette
 from fitting.latent import Coordinates, Probe, Samples, draw, fit_linear, floats, solve_steps
 
-GROUPS = {"hair": ("fine",), "eyes": ("fine",)}  # layers that colour a part
+GROUP_SETS = (("fine",), ("middle", "fine"))  # layers that may colour a part
 OTHER_PART = 4.0  # weight of the other part's colour among what should stay
-MOVED = 8  # times that each probed face is moved to some colour, to learn where steps lead
+MOVED = 4  # times that each probed face is moved to some colour, to learn where steps lead
 MOVED_WEIGHT = 0.5  # of all these against all that were drawn
 WIDE = (0.5, 2.0)  # of the way from the mean colour to another face's, in such moves
 
@@ -51,14 +51,22 @@ def fit_colours(
     fits = {}
     for part, rows in maps.items():
         stay = [rest[part], *(OTHER_PART * maps[p] for p in maps if p != part)]
-        groups = tuple(name for name in at.groups if name in GROUPS[part]) or tuple(at.groups)
-        steps = solve_steps(rows, torch.cat(stay), at.mask(groups))
-        fits[part] = fit_part(Moves(probe, at, steps, palette, part, colours[part]), samples)
+        tried = []
+        for groups in GROUP_SETS:
+            mask = at.mask(groups)
+            if mask.any():
+                steps = solve_steps(rows, torch.cat(stay), mask)
+                moves = Moves(probe, at, steps, palette, part, colours[part])
+                tried.append(fit_part(moves, samples))
+        fits[part], _ = min(tried, key=lambda pair: pair[1])
     return fits
 
 
-def fit_part(moves: Moves, samples: Samples) -> ColourFit:
-    """Fit the maps of one part, given the steps that move its colour."""
+def fit_part(moves: Moves, samples: Samples) -> tuple[ColourFit, float]:
+    """Fit the maps of one part, given the steps that move its colour; return them and the miss.
+
+    The miss is the mean distance from the colours asked for to those that faces got.
+    """
     at, colours = moves.at, moves.colours
     mean = colours.mean(0)
     linear = fit_linear(samples.u, colours)
@@ -71,7 +79,8 @@ def fit_part(moves: Moves, samples: Samples) -> ColourFit:
     root = torch.linalg.cholesky(torch.cov(colours.T) + 1e-6 * torch.eye(3))
     aim = fit_aim(asked - mean, got - mean)
     steps = at.decode(moves.steps)
-    return ColourFit(*at.flatten(*linear), steps, mean, torch.linalg.inv(root), aim)
+    fit = ColourFit(*at.flatten(*linear), steps, mean, torch.linalg.inv(root), aim)
+    return fit, (asked - got).norm(dim=1).mean().item()
 
 
 def fit_aim(asked: Tensor, got: Tensor) -> Tensor:
