@@ -4,8 +4,8 @@
     python -m benchmarks.directions --data FACES --seeds 100                  # a quick look
     python -m benchmarks.directions --data FACES --docs docs/directions.md    # into the document
 
-The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at psi 0.7 and with
-the slider at its right end. What is seen before and after is said by the judge of
+The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at the page's truncation
+and with the slider at its right end. What is seen before and after is said by the judge of
 `fitting.attributes`, which shares no network and no training picture with the reader that the
 directions were fitted by.
 Times are of one CPU thread's own seconds, which other work on the machine hardly changes.
@@ -18,7 +18,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,11 @@ from tqdm import tqdm
 from benchmarks.common import machine
 from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
 from fitting.colours import Palette, find_regions
-from fitting.directions import COLOUR_GROUPS, families, family, slider_name
+from fitting.directions import COLOURED, families, family, slider_name
 from model import ModelError, keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
-from studio.recipe import DEFAULT_PSI, Edit, Recipe
+from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Edit, Recipe
 from training.data import DataError, pack
 from training.metrics import (
     EfficientNetLite0,
@@ -101,7 +101,7 @@ class Bench:
         seeds: int,
     ) -> None:
         self.studio, self.judge = studio, judge
-        self.recipes = [Recipe(seed, DEFAULT_PSI) for seed in range(seeds)]
+        self.recipes = [Recipe(seed) for seed in range(seeds)]
         # One extractor gives the judge its maps and the distances their features.
         self.extractor = extractor
         self.plain = self.look(self.draw(self.recipes))
@@ -133,7 +133,7 @@ class Bench:
         name = slider_name(tag)
         slider = self.studio.directions.sliders[name]
         edit = (Edit(name, slider.high),)
-        seen = self.look(self.draw(Recipe(r.seed, r.psi, edits=edit) for r in self.recipes))
+        seen = self.look(self.draw(replace(r, edits=edit) for r in self.recipes))
         tags = self.judge.tags
         column = tags.index(tag)
         others = [k for k, t in enumerate(tags) if family(t) != family(tag)]
@@ -155,7 +155,7 @@ class Bench:
         """Return how far faces are from picked colours before and after, mean ΔE*ab."""
         targets = [t for t, _ in zip(itertools.cycle(COLOURS[part]), self.recipes, strict=False)]
         edited = [
-            Recipe(r.seed, r.psi, edits=(Edit(part, colour),))
+            replace(r, edits=(Edit(part, colour),))
             for r, colour in zip(self.recipes, targets, strict=True)
         ]
         wanted = torch.stack([hex_to_lab(colour) for colour in targets])
@@ -167,7 +167,7 @@ class Bench:
     def find_regions(self) -> Palette:
         """Find hair and eyes by what the judge sees, not by what the directions were fitted to."""
         faces = self.draw(Recipe(seed, 1.0) for seed in range(REGION_FACES))
-        named = {p: ks for p, ks in families(self.judge.tags).items() if p in COLOUR_GROUPS}
+        named = {p: ks for p, ks in families(self.judge.tags).items() if p in COLOURED}
         return find_regions(small(faces), torch.from_numpy(self.look(faces).logits), named)
 
     def milliseconds(self, repeats: int = 3) -> tuple[float, float]:
@@ -175,7 +175,7 @@ class Bench:
         names = list(self.studio.directions.sliders)[:2]
         edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
         plain = self.recipes[:TIMED]
-        edited = [Recipe(r.seed, r.psi, edits=edits) for r in plain]
+        edited = [replace(r, edits=edits) for r in plain]
         times: tuple[list, list] = ([], [])
         for _ in range(repeats):
             for recipes, taken in zip((plain, edited), times, strict=True):
@@ -244,8 +244,8 @@ def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
         f"Worst: {', '.join(row.name for row in ranked[-4:][::-1])}.",
         f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
         "",
-        f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI}, weights `{bench.studio.revision}`. Fréchet "
-        f"distance of the unedited faces to {bench.real.count:,} real ones: {bench.frechet:.0f} "
+        f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
+        f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to {bench.real.count:,} real ones: {bench.frechet:.0f} "
         f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
         "",
     ]

@@ -48,7 +48,8 @@ FORMAT = "kaogan-directions-3"
 FULL = 2.0  # slider units at the end of a slider
 STEP = 0.1  # slider units between two stops
 
-COLOUR_GROUPS = ("middle", "fine")  # layers that may change the colour of hair and eyes
+COLOURED = ("hair", "eyes")  # families that are colours of a part of the face
+COLOUR_GROUPS = ("middle", "fine")  # layers that may change them
 # Sets of layer groups to choose from.
 GROUP_SETS = (("fine",), ("middle",), ("middle", "fine"), ("coarse", "middle", "fine"))
 SHARES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of the way from the mean of all faces to a tag's
@@ -66,7 +67,7 @@ REGION_FACES = 3000  # that the regions of hair and eyes are found in
 def slider_name(tag: str) -> str:
     """Turn a tag into a slider's name: `blonde_hair` → `hair-blonde`, `long_hair` → `long-hair`."""
     words = tag.lower().split("_")
-    if family(tag) in ("hair", "eyes"):
+    if family(tag) in COLOURED:
         words = [words[-1], *words[:-1]]
     return "-".join(words)
 
@@ -76,7 +77,7 @@ def family(tag: str) -> str:
     first, _, part = tag.rpartition("_")
     if part == "hair" and first in ("long", "short"):
         return "length"
-    return part if part in ("hair", "eyes") and first else tag
+    return part if part in COLOURED and first else tag
 
 
 def families(tags: Sequence[str]) -> dict[str, list[int]]:
@@ -169,7 +170,7 @@ class Fitter:
     def fit(self, name: str, tags: list[int]) -> list[SliderFit]:
         """Fit the sliders of one family."""
         choices = [groups for groups in GROUP_SETS if set(groups) <= set(self.at.groups)]
-        if name in ("hair", "eyes"):
+        if name in COLOURED:
             choices = [groups for groups in choices if set(groups) <= set(COLOUR_GROUPS)]
         tried = [self.try_groups(name, tags, groups) for groups in choices]
         best = max(seen for _, seen, _ in tried)
@@ -312,7 +313,7 @@ def fit(
     for slider in sliders:
         slider.fault = find_fault(slider, at, judged)
     shown = samples.images[:REGION_FACES]
-    named = {part: kin[part] for part in ("hair", "eyes") if part in kin}
+    named = {part: kin[part] for part in COLOURED if part in kin}
     palette = find_regions(floats(shown), samples.logits[:REGION_FACES], named)
     rest = {part: weight[[k for k in range(len(weight)) if k not in named[part]]] for part in named}
     colours = fit_colours(probe, at, samples, palette, rest)
