@@ -4,9 +4,9 @@
     python -m benchmarks.directions --data FACES --seeds 100                  # a quick look
     python -m benchmarks.directions --data FACES --docs docs/directions.md    # into the document
 
-The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at the page's truncation
-and with the slider at its right end. What is seen before and after is said by the judge of
-`fitting.attributes`, which shares no network and no training picture with the reader that the
+The seeds 0, 1, 2 … are edited one slider at a time, by the page's own code, at the page's
+truncation and with the slider at its right end. What is seen before and after is said by the judge
+of `fitting.attributes`, which shares no network and no training picture with the reader that the
 directions were fitted by.
 Times are of one CPU thread's own seconds, which other work on the machine hardly changes.
 """
@@ -245,7 +245,8 @@ def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
         f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
         "",
         f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
-        f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to {bench.real.count:,} real ones: {bench.frechet:.0f} "
+        f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to "
+        f"{bench.real.count:,} real ones: {bench.frechet:.0f} "
         f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
         "",
     ]

@@ -48,7 +48,7 @@ from model import (
     load_network,
     quantise,
 )
-from training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from training.data import DataError, pack
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
@@ -218,9 +218,8 @@ class Course:
         for network in self.networks.values():
             network.to(memory_format=torch.channels_last)
         self.seen = 0  # crops
-        if any(folder.glob("kimg-*.safetensors")):
-            path = find_checkpoint("latest", folder.parent)
-            self.seen = load_checkpoint(path, self.networks, self.optimizers)["nimg"]
+        if saved := list_checkpoints(folder):
+            self.seen = load_checkpoint(saved[-1], self.networks, self.optimizers)["nimg"]
 
     @property
     def total(self) -> int:

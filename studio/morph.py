@@ -134,14 +134,15 @@ def walk_ws(studio: Studio, walk: Walk) -> Iterator[Tensor]:
         yield ends[walk.recipes[-1]]
 
 
-def draw_walk(studio: Studio, walk: Walk) -> Iterator[np.ndarray]:
-    """Yield the frames of a walk, uint8 `[H, W, C]`."""
+def draw_walk(studio: Studio, walk: Walk, size: int = 0) -> Iterator[np.ndarray]:
+    """Yield the frames of a walk, uint8 `[H, W, C]`, enlarged to `size` px where they are less."""
     if studio.G.num_ws:
         batches = studio.ws_batches(walk_ws(studio, walk), batch_size=BATCH)
     else:
         batches = studio.recipe_batches(walk_recipes(walk), batch_size=BATCH)
     for batch in batches:
-        yield from batch
+        for face in batch:  # one by one, so that a film can be stopped at each
+            yield studio.enlarge(face[None], size)[0]
 
 
 def frames(
@@ -207,6 +208,7 @@ def write_film(
     loop: bool = True,
     spherical: bool = False,
     size: int | None = None,
+    quick: bool = False,
     progress: Progress | None = None,
     stop: Event | None = None,
 ) -> None:
@@ -218,6 +220,7 @@ def write_film(
         seconds, fps, loop, spherical: as `Walk` takes them; 30 frames a second for an MP4, 25 for
             a WebP.
         size: width and height in px, even, 16 … 1024; usually 512 for an MP4, 256 for a WebP.
+        quick: enlarge the frames by Lanczos' filter instead of the enlarger.
         progress: called with the share that is done, 0 … 1.
         stop: ends the work within a fraction of a second once it is set.
     Raises:
@@ -241,7 +244,8 @@ def write_film(
     try:
         with av.open(str(part), "w", format=form.container, options=options) as file:
             file.metadata.update(describe(studio, walk))
-            _encode(file, draw_walk(studio, walk), len(walk), walk.fps, form, size, progress, stop)
+            pictures = draw_walk(studio, walk, 0 if quick else int(size))
+            _encode(file, pictures, len(walk), walk.fps, form, size, progress, stop)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

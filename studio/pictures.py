@@ -113,6 +113,14 @@ class Album:
         """Return the paths of faces at their own size."""
         return self._files(recipes, "small", 0)
 
+    def blank(self) -> str:
+        """Return the path of a picture of paper, of a face's size, for a place not yet drawn."""
+        path = self.folder / "blank.png"
+        if not refresh(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(Image.new("RGB", (self.studio.size,) * 2, PAPER), path, {})
+        return str(path)
+
     def _files(self, recipes: list[Recipe], kind: str, size: int) -> list[str]:
         """Return a PNG's path for each recipe, drawing those that lack one."""
         paths = [self.folder / kind / f"{name_folder(r)}/kaogan-{r.seed}.png" for r in recipes]

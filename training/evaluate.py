@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,7 @@ def score(
     samples: int,
     features: str,
     psi: float = 1.0,
+    fine: float | None = None,
     best_of: int = 1,
     D: Discriminator | None = None,
     device: torch.device | str = "cpu",
@@ -60,10 +62,12 @@ def score(
         samples: faces to draw, of seeds 0 … samples - 1.
         features: a name in `training.metrics.FEATURES`.
         psi: truncation.
+        fine: that of the fine layers, where it is another one; for a generator with w alone.
         best_of: candidates for each face; `D`, on `device`, keeps one of them where more than one.
     Raises:
         MetricsError: features that cannot be had, too few pictures.
     """
+    truncation = (psi,) if fine is None else (psi, fine)
     extractor = build_extractor(features, device=device)
     real = real_features(faces.images, extractor, cache_dir=faces.path, data_key=faces.key)
 
@@ -71,7 +75,7 @@ def score(
     def draw(start: int, count: int) -> torch.Tensor:
         seeds = range(start * best_of, (start + count) * best_of)
         images = torch.cat(
-            [G(z.to(device), psi) for z in latents_from_seeds(seeds, G.z_dim).split(64)]
+            [G(z.to(device), *truncation) for z in latents_from_seeds(seeds, G.z_dim).split(64)]
         )
         return images if D is None else images[D.most_real(images.clamp(-1, 1), best_of)]
 
@@ -94,6 +98,13 @@ def open_critic(options: argparse.Namespace, G: KaoganModel) -> Discriminator | 
     return D
 
 
+def describe(told: dict[str, Any]) -> str:
+    """Say at which truncation faces were drawn, and of how many each was chosen."""
+    fine = "" if told["fine"] is None else f", fine {told['fine']:g}"
+    chosen = f", best of {told['best_of']}" if told["best_of"] > 1 else ""
+    return f"psi {told['psi']:g}{fine}{chosen}"
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
@@ -104,6 +115,7 @@ def main() -> int:
     )
     parser.add_argument("--samples", type=int, default=10_000, help="faces to draw")
     parser.add_argument("--psi", type=float, nargs="+", default=[1.0], help="truncations")
+    parser.add_argument("--fine", type=float, help="truncation of the fine layers, with every psi")
     parser.add_argument(
         "--features", nargs="+", default=["efficientnet-lite0", "hog"], choices=sorted(FEATURES)
     )
@@ -116,6 +128,8 @@ def main() -> int:
     figures = []
     try:
         G = load_generator(options.model, revision=options.revision).to(device)
+        if options.fine is not None and not G.num_ws:
+            raise ModelError(f"{options.model} has no w, so --fine cannot be used")
         D = open_critic(options, G)
         faces = pack(options.data, G.resolution, channels=G.img_channels)
         for features in options.features:
@@ -126,13 +140,14 @@ def main() -> int:
                     samples=options.samples,
                     features=features,
                     psi=psi,
+                    fine=options.fine,
                     best_of=options.best_of,
                     D=D.to(device) if D else None,
                     device=device,
                 )
-                chosen = f", best of {options.best_of}" if D else ""
-                print(f"psi {psi:g}{chosen}: {scores.line()}", flush=True)
-                figures.append({"psi": psi, "best_of": options.best_of, **scores.to_dict()})
+                told = {"psi": psi, "fine": options.fine, "best_of": options.best_of}
+                print(f"{describe(told)}: {scores.line()}", flush=True)
+                figures.append({**told, **scores.to_dict()})
         if options.json:
             options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ModelError, DataError, MetricsError, OSError) as error:

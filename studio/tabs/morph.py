@@ -81,7 +81,13 @@ class MorphTab:
                 elem_id="kind",
                 min_width=130,
             )
-        self.loop = gr.Checkbox(True, label=label("morph.loop"), elem_id="loop")
+        with gr.Row(elem_id="film-choices"):
+            self.loop = gr.Checkbox(True, label=label("morph.loop"), elem_id="loop", min_width=140)
+            self.quick = gr.Checkbox(
+                False, label=label("morph.quick"), info=label("morph.quick.info"),
+                elem_id="quick", min_width=140,
+                visible=self.desk.studio.enlarging.network is not None,
+            )  # fmt: skip
         with gr.Row(elem_id="film-bar"):
             self.make = gr.Button(
                 label("morph.make"), variant="primary", elem_id="film-make", min_width=140
@@ -112,7 +118,7 @@ class MorphTab:
         self.clear.click(self.clear_all, None, shown, **QUIET)
         self.strip.select(self.drop, place, shown, **QUIET)
         to_morph.click(self.start, [place, desk.address], [desk.tabs, *shown], **QUIET)
-        film = [place, self.seconds, self.loop, self.kind]
+        film = [place, self.seconds, self.loop, self.kind, self.quick]
         self.make.click(
             self.film,
             film,
@@ -193,7 +199,13 @@ class MorphTab:
     # The film
 
     def film(
-        self, request: gr.Request, text: Any, seconds: Any, loop: Any, kind: Any
+        self,
+        request: gr.Request,
+        text: Any,
+        seconds: Any,
+        loop: Any,
+        kind: Any,
+        quick: Any = False,
     ) -> Iterator[tuple[Any, ...]]:
         """Make a film, say how far it is, show it."""
         recipes = self.parse(text)
@@ -205,8 +217,9 @@ class MorphTab:
         reached = [0.0]
         with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
             making = one.submit(
-                self.write, recipes, seconds, bool(loop), kind, reached=reached, stop=stop
-            )
+                self.write, recipes, seconds, bool(loop), kind,
+                quick=bool(quick), reached=reached, stop=stop,
+            )  # fmt: skip
             while not making.done():
                 yield self.show_progress(request, reached[0]), gr.skip(), ""
                 time.sleep(POLL_SECONDS)
@@ -224,6 +237,7 @@ class MorphTab:
         loop: bool,
         kind: str,
         *,
+        quick: bool = False,
         reached: list[float] | None = None,
         stop: threading.Event | None = None,
     ) -> str:
@@ -232,14 +246,14 @@ class MorphTab:
         Raises:
             Stopped, RecipeError: as `studio.morph` does; nothing is left then.
         """
-        path = self.folder / name_film(recipes, seconds, loop)
+        path = self.folder / name_film(recipes, seconds, loop, quick)
         path = path / f"kaogan-{recipes[0].seed}-{recipes[-1].seed}.{kind}"
         if not refresh(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             report = partial(reached.__setitem__, 0) if reached else None
             write_film(
                 path, self.desk.studio, recipes,
-                seconds=seconds, loop=loop, progress=report, stop=stop,
+                seconds=seconds, loop=loop, quick=quick, progress=report, stop=stop,
             )  # fmt: skip
         return str(path)
 
@@ -249,9 +263,9 @@ class MorphTab:
         return show_bar(say(request, "morph.busy", percent=percent(share)), share)
 
 
-def name_film(recipes: list[Recipe], seconds: float, loop: bool) -> str:
+def name_film(recipes: list[Recipe], seconds: float, loop: bool, quick: bool) -> str:
     """Return the folder of a film."""
-    text = repr((recipes, seconds, loop))
+    text = repr((recipes, seconds, loop, quick))
     return hashlib.blake2s(text.encode(), digest_size=9).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -15,6 +16,7 @@ from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Recipe, Vary, number_text
 from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, slide
 from studio.words import label, say
 
+PART = 6  # faces that are shown as soon as they are drawn
 BEST_OF = 4  # candidates for each place; the discriminator keeps one
 RADIUS = 0.35  # of a step around a face, in w
 SETTLE = "(rest) => window.kaogan.settle('wall', rest)"
@@ -142,17 +144,33 @@ class Wall:
 
     # What the events do
 
-    def hang(self, request: gr.Request | None, place: Place) -> tuple[Any, ...]:
-        """Return the values of `shown` for a place."""
-        recipes = self.recipes(place)
-        paths = self.desk.album.faces(recipes)
-        captions = self.captions(place, recipes)
+    def hang(self, request: gr.Request | None, place: Place) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of `shown` for a place, as its faces are drawn."""
+        album = self.desk.album
+        seeds = self.seeds(place)
+        recipes: list[Recipe] = []
+        for start in range(0, max(1, len(seeds)), PART * place.seeds_per_face):
+            part = seeds[start : start + PART * place.seeds_per_face]
+            recipes += self.recipes(place, part)
+            missing = -(-len(seeds) // place.seeds_per_face) - len(recipes)
+            paths = [*album.faces(recipes), *[album.blank()] * missing]
+            captions = [*self.captions(place, recipes), *[""] * missing]
+            yield self.values(request, place, recipes, list(zip(paths, captions, strict=True)))
+
+    def values(
+        self,
+        request: gr.Request | None,
+        place: Place,
+        recipes: list[Recipe],
+        pictures: list[tuple[str, str]],
+    ) -> tuple[Any, ...]:
+        """Return the values of `shown` for what is drawn of a place."""
         has_w = bool(self.desk.studio.G.num_ws)
         like = self.desk.read(place.like).seed if place.like else 0
         return (
             place.text(),
             [self.desk.query(recipe) for recipe in recipes],
-            list(zip(paths, captions, strict=True)),
+            pictures,
             place.first,
             gr.update(value=place.psi, visible=not place.like),
             gr.update(value=place.fine, visible=has_w and not place.like),
@@ -162,9 +180,13 @@ class Wall:
             say(request, "wall.like", seed=like) if place.like else "",
         )
 
-    def recipes(self, place: Place) -> list[Recipe]:
-        """Return the faces of one page of the wall; the last page may be short."""
-        seeds = range(place.first, min(place.first + place.page, SEED_MAX + 1))
+    @staticmethod
+    def seeds(place: Place) -> range:
+        """Return the seeds of one page of the wall; the last page may be short."""
+        return range(place.first, min(place.first + place.page, SEED_MAX + 1))
+
+    def recipes(self, place: Place, seeds: range) -> list[Recipe]:
+        """Return the faces of some seeds of a place, of each four the best where it asks for it."""
         if place.like:
             face = self.desk.read(place.like)
             every = [replace(face, vary=Vary(seed, place.radius)) for seed in seeds]
@@ -180,11 +202,12 @@ class Wall:
         """Return the seed of each face, or the number of each step."""
         return [str(r.vary.seed if place.like and r.vary else r.seed) for r in recipes]
 
-    def enter(self, request: gr.Request, text: Any, faces: Any) -> tuple[Any, ...]:
+    def enter(self, request: gr.Request, text: Any, faces: Any) -> Iterator[tuple[Any, ...]]:
         """Fill the wall when it is first seen."""
         if faces:
-            return (gr.skip(),) * len(self.shown)
-        return self.hang(request, Place.parse(text))
+            yield (gr.skip(),) * len(self.shown)
+        else:
+            yield from self.hang(request, Place.parse(text))
 
     def change(
         self,
@@ -195,49 +218,54 @@ class Wall:
         fine: Any,
         radius: Any,
         best: Any,
-    ) -> tuple[Any, ...]:
+    ) -> Iterator[tuple[Any, ...]]:
         """Hang what the controls describe, or say what is wrong with a typed seed."""
         old = Place.parse(text)
         if not isinstance(first, int | float) or not 0 <= first <= SEED_MAX or first != int(first):
-            return *(gr.skip(),) * len(self.shown), say(request, "fault.seed")
+            yield *(gr.skip(),) * len(self.shown), say(request, "fault.seed")
+            return
         radius = min(max(to_float(radius, RADIUS), 0.05), 1.0)
         psis = {"psi": slide(psi), "fine": slide(fine, DEFAULT_FINE)}
         place = replace(old, first=int(first), **psis, radius=radius, best=bool(best))
-        shown = list(self.hang(request, place))
-        shown[3:8] = [gr.skip()] * 5  # the controls stay under the visitor's hand
-        return *shown, ""
+        for values in self.hang(request, place):
+            shown = list(values)
+            shown[3:8] = [gr.skip()] * 5  # the controls stay under the visitor's hand
+            yield *shown, ""
 
-    def turn_back(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+    def turn_back(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Turn to the page before."""
-        return self.turn(request, text, -1)
+        yield from self.turn(request, text, -1)
 
-    def turn_on(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+    def turn_on(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Turn to the next page."""
-        return self.turn(request, text, 1)
+        yield from self.turn(request, text, 1)
 
-    def turn(self, request: gr.Request, text: Any, pages: int) -> tuple[Any, ...]:
+    def turn(self, request: gr.Request, text: Any, pages: int) -> Iterator[tuple[Any, ...]]:
         """Turn the wall by some pages; after the last comes the first."""
         place = Place.parse(text)
         count = -(-(SEED_MAX + 1) // place.page)
         offset = place.first % place.page
         first = (place.first // place.page + pages) % count * place.page + offset
-        return self.hang(request, replace(place, first=min(first, SEED_MAX)))
+        yield from self.hang(request, replace(place, first=min(first, SEED_MAX)))
 
-    def jump_far(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+    def jump_far(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Hang a page that nobody asked for."""
         place = Place.parse(text)
-        return self.hang(request, replace(place, first=dice() // place.page * place.page))
+        yield from self.hang(request, replace(place, first=dice() // place.page * place.page))
 
-    def more_like(self, request: gr.Request, address: Any, text: Any) -> tuple[Any, ...]:
+    def more_like(self, request: gr.Request, address: Any, text: Any) -> Iterator[tuple[Any, ...]]:
         """Turn to the wall and hang small steps around the met face there."""
         like = self.desk.read(address).query()
         place = replace(Place.parse(text), first=0, like=like, best=False)
-        return self.desk.go("wall"), *self.hang(request, place)
+        for values in self.hang(request, place):
+            yield self.desk.go("wall"), *values
 
-    def leave_like(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
+    def leave_like(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Hang seeds again."""
-        return self.hang(request, replace(Place.parse(text), first=0, like=""))
+        yield from self.hang(request, replace(Place.parse(text), first=0, like=""))
 
     def take(self, faces: Any, picked: gr.SelectData) -> tuple[Any, ...]:
         """Meet the face that was clicked."""
+        if not 0 <= picked.index < len(faces):  # a place that is not drawn yet
+            return (gr.skip(),) * (1 + len(self.desk.meet_outputs))
         return self.desk.go("meet"), *self.desk.meet(self.desk.read(faces[picked.index]))
