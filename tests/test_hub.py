@@ -1,5 +1,6 @@
 """From a run to the Hub and back, with the real client against a small Hub on loopback."""
 
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from safetensors.torch import load_file, save
 
 import studio.faces
 import studio.revisions
-from model import Discriminator, Generator, ModelError, load_network
+from model import Discriminator, Enlarger, Generator, ModelError, load_network
+from studio.enlarging import BUNDLED, load_enlarging
 from studio.faces import Studio
 from studio.recipe import Edit, Recipe
 from training.checkpoint import checkpoint_path
@@ -992,3 +994,23 @@ def test_many_visitors_of_one_revision_wait_for_one_search(
     assert all(one is found[0] for one in found)
     assert found[0].revision == older[1][0]
     assert len(hub.requests("/refs")) == 1
+
+
+def test_a_runs_enlarger_goes_up_and_draws_from_there(hub, run_folder):
+    torch.manual_seed(0)
+    Enlarger(8, 1).save_pretrained(run_folder / "enlarger")
+    (run_folder / "enlarger" / "README.md").write_text("The teacher's name.\n")
+    files = snapshot(run_folder).files
+    names = {f"enlarger/{name}" for name in ("config.json", "model.safetensors", "README.md")}
+    assert names <= files.keys()
+    repo = hub.create(REPO)
+    weights = [name for name in files if name.endswith(".safetensors")]
+    hub.commit(repo, "with", files, weights)
+    opened = Studio.open(REPO, fallback=False)
+    own = hashlib.sha256(files["enlarger/model.safetensors"]).hexdigest()[:12]
+    assert opened.enlarging.name == own
+    without = hub.create("owner/without")
+    plain = {name: data for name, data in files.items() if name not in names}
+    hub.commit(without, "x", plain, [name for name in weights if name in plain])
+    other = Studio.open("owner/without", fallback=False)
+    assert other.enlarging.name == load_enlarging(BUNDLED).name

@@ -282,7 +282,9 @@ def take_snapshot(
     if fit_directions(folder / "generator"):
         places[DIRECTIONS_NAME] = folder / "generator" / DIRECTIONS_NAME
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        places[f"discriminator/{name}"] = folder / "discriminator" / name
+        for network in ("discriminator", "enlarger"):
+            places[f"{network}/{name}"] = folder / network / name
+    places["enlarger/README.md"] = folder / "enlarger" / "README.md"  # it names the teacher
     grids = find_grids(folder)
     places |= grids
     places["stats.jsonl"] = folder / "stats.jsonl"

@@ -41,6 +41,7 @@ from model import (
     SEED_MAX,
     WEIGHTS_NAME,
     Discriminator,
+    Enlarger,
     Generator,
     ModelError,
     keep_freed_memory,
@@ -54,6 +55,9 @@ Network = TypeVar("Network", Generator, Discriminator)
 
 GRID_SIDE = 10  # faces along each side of a sample grid
 GRID_PSIS = (1.0, 0.7, 0.5)
+LARGE = (8, 4)  # columns and rows of the large faces, drawn as the page draws them
+LARGE_PSIS = (0.55, 0.9)  # the page's truncation: coarse and middle layers, fine ones
+LARGE_SIZE = 192  # px
 GOLDEN_SEEDS = (0, 42, SEED_MAX)  # drawn again by the tests, on any machine
 GOLDEN_PSI = 0.7
 BUNDLED_COUNT = 1024  # faces for a first training run
@@ -68,12 +72,14 @@ ORDER = "releases.json"  # of assets/earlier: its folders, newest first
 GRID_QUALITY = 80  # of the grids' WebP: each release's stay in the repository for ever
 
 
-def draw(G: Generator, seeds: Sequence[int], psi: float) -> Iterator[np.ndarray]:
+def draw(
+    G: Generator, seeds: Sequence[int], psi: float, fine: float | None = None
+) -> Iterator[np.ndarray]:
     """Yield the faces of seeds, uint8 `[H, W, C]`."""
     for start in range(0, len(seeds), 32):
         z = latents_from_seeds(seeds[start : start + 32], G.z_dim)
         with torch.inference_mode():  # left before the yield: it would reach the caller
-            faces = quantise(G(z, psi)).permute(0, 2, 3, 1).numpy()
+            faces = quantise(G(z, psi, fine)).permute(0, 2, 3, 1).numpy()
         yield from faces
 
 
@@ -164,19 +170,37 @@ def golden_name(seed: int) -> str:
     return f"seed{seed:010}.png"
 
 
-def save_samples(G: Generator, folder: Path) -> None:
-    """Write unselected grids, one for each truncation, and the golden faces."""
+def save_samples(G: Generator, folder: Path, enlarger: Enlarger | None = None) -> None:
+    """Write unselected grids, one for each truncation, large faces, and the golden faces."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, pixels in zip(GOLDEN_SEEDS, draw(G, GOLDEN_SEEDS, GOLDEN_PSI), strict=True):
         Image.fromarray(pixels.squeeze()).save(folder / golden_name(seed))
     for psi in GRID_PSIS:
         faces = np.stack(list(draw(G, range(GRID_SIDE**2), psi)))
-        _, height, width, channels = faces.shape
-        sheet = faces.reshape(GRID_SIDE, GRID_SIDE, height, width, channels).swapaxes(1, 2)
-        pixels = sheet.reshape(GRID_SIDE * height, GRID_SIDE * width, channels)
-        Image.fromarray(pixels.squeeze()).save(
-            folder / f"psi{psi:g}.webp", quality=GRID_QUALITY, method=6
-        )
+        save_grid(faces, GRID_SIDE, folder / f"psi{psi:g}.webp")
+    columns, rows = LARGE
+    faces = np.stack(list(draw(G, range(columns * rows), *LARGE_PSIS)))
+    if enlarger is not None:
+        planes = torch.from_numpy(faces).permute(0, 3, 1, 2).split(1)
+        faces = torch.cat([enlarger.enlarge(face) for face in planes]).permute(0, 2, 3, 1).numpy()
+    save_grid(
+        np.stack([resize(face, LARGE_SIZE) for face in faces]), columns, folder / "large.webp"
+    )
+
+
+def resize(face: np.ndarray, size: int) -> np.ndarray:
+    """Resize a face uint8 `[H, W, C]` to `size` px by Lanczos' filter."""
+    image = Image.fromarray(face.squeeze()).resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(size, size, -1)
+
+
+def save_grid(faces: np.ndarray, columns: int, path: Path) -> None:
+    """Lay faces uint8 `[N, H, W, C]` row by row on one sheet, N a multiple of `columns`."""
+    count, height, width, channels = faces.shape
+    rows = count // columns
+    sheet = faces.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    pixels = sheet.reshape(rows * height, columns * width, channels)
+    Image.fromarray(pixels.squeeze()).save(path, quality=GRID_QUALITY, method=6)
 
 
 def save_faces(G: Generator, path: Path) -> None:
@@ -221,6 +245,17 @@ def soup(
     return network
 
 
+def find_enlarger(options: argparse.Namespace) -> Enlarger | None:
+    """Bring the run's enlarger along, and return the bundled one, if there is one."""
+    own, bundled = options.run / "enlarger", options.assets / "enlarger"
+    if (own / WEIGHTS_NAME).is_file():
+        Enlarger.from_pretrained(own)  # or ModelError, before anything is replaced
+        shutil.copytree(own, bundled, dirs_exist_ok=True)
+    return (
+        Enlarger.from_pretrained(bundled).freeze() if (bundled / WEIGHTS_NAME).is_file() else None
+    )
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
@@ -242,7 +277,7 @@ def main() -> int:
             heads = ProjectedDiscriminator.from_pretrained(options.run / "projected")
             store(heads, options.assets / "projected")
         G = Generator.from_pretrained(options.assets / "generator")
-        save_samples(G, options.assets / "samples")
+        save_samples(G, options.assets / "samples", find_enlarger(options))
         if not (faces := options.assets / BUNDLED_FACES.name).exists():
             save_faces(G, faces)
     except (ModelError, OSError) as error:
