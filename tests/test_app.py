@@ -37,10 +37,10 @@ from tests.visitor import apart, large
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = {
-    "/generate": ["seed", "psi", "recipe"],
-    "/wall": ["first_seed", "psi"],
-    "/mix": ["seed_a", "seed_b", "psi"],
-    "/morph": ["seeds", "psi", "seconds", "loop", "kind"],
+    "/generate": ["seed", "psi", "recipe", "size"],
+    "/wall": ["first_seed", "psi", "fine"],
+    "/mix": ["seed_a", "seed_b", "psi", "fine"],
+    "/morph": ["seeds", "psi", "seconds", "loop", "kind", "fine"],
     "/match": ["image", "seconds"],
 }
 

@@ -55,16 +55,19 @@ def test_seed_slider_and_dice(page: Page, url: str, studio: Studio):
     assert apart(pixels(page, FACE), large(studio, Recipe(43))) <= 2
     slider = page.locator('#psi input[type="range"]')
     slider.focus()
-    for _ in range(4):
-        slider.press("ArrowLeft")
-    wait_for_face(page, Recipe(43, 0.5), studio)
+    slider.press("ArrowLeft")
+    wait_for_face(page, Recipe(43, 0.5, 0.9), studio)
+    fine = page.locator('#fine input[type="range"]')
+    fine.focus()
+    fine.press("ArrowLeft")
+    wait_for_face(page, Recipe(43, 0.5, 0.85), studio)
     page.fill('#psi input[type="number"]', "5")
     page.keyboard.press("Tab")
-    wait_for_face(page, Recipe(43, 1), studio)
+    wait_for_face(page, Recipe(43, 1, 0.85), studio)
     page.click("#roll")
     page.wait_for_function("() => !location.search.startsWith('?seed=43&')")
     rolled = met(page)
-    assert rolled == Recipe(rolled.seed, 1)
+    assert rolled == Recipe(rolled.seed, 1, 0.85)
     wait_for_face(page, rolled, studio)
     assert apart(pixels(page, FACE), large(studio, rolled)) <= 2
     expect(page.locator(".toast-body")).to_have_count(0)
@@ -81,7 +84,7 @@ def test_a_bad_typed_seed_gets_a_line_and_keeps_the_face(page: Page, url: str, s
     ):
         page.fill("#seed input", typed)
         expect(page.locator("#note")).to_contain_text(says)
-        assert "?seed=42&psi=0.7&rev=" in page.url
+        assert "?seed=42&psi=0.55&fine=0.9&rev=" in page.url
     expect(page.locator("#note")).to_have_attribute("role", "status")
     page.fill("#seed input", "8")
     wait_for_face(page, Recipe(8), studio)

@@ -183,9 +183,9 @@ def met(page):
 
 def large(studio, recipe) -> np.ndarray:
     """Draw what the page should show for a recipe."""
-    from studio.pictures import PAGE_SIZE, enlarge, to_image
+    from studio.pictures import PAGE_SIZE
 
-    return np.array(enlarge(to_image(studio.draw_recipes([recipe])[0]), PAGE_SIZE))
+    return studio.enlarge(studio.draw_recipes([recipe]), PAGE_SIZE)[0]
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> int:

@@ -59,18 +59,19 @@ class Place:
         """Read a place from an address; what cannot be used is as usual."""
         values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
         first = values.get("first", "")
-        psi = slide(to_float(values.get("wpsi"), DEFAULT_PSI))
+        psi = to_float(values.get("wpsi"), None)
+        fine = to_float(values.get("wfine"), psi)  # a wall of before had psi alone
         return cls(
             first=min(int(first), SEED_MAX) if first.isdecimal() and len(first) < 11 else 0,
-            psi=psi,
-            fine=slide(to_float(values.get("wfine"), psi if "wpsi" in values else DEFAULT_FINE)),
+            psi=slide(psi),
+            fine=slide(fine, DEFAULT_FINE),
             like=values.get("like", ""),
             radius=min(max(to_float(values.get("radius"), RADIUS), 0.05), 1.0),
             best=values.get("best") == str(BEST_OF),
         )
 
 
-def to_float(text: Any, otherwise: float) -> float:
+def to_float(text: Any, otherwise: Any) -> Any:
     """Return the number that a text says, else `otherwise`."""
     try:
         number = float(text)
