@@ -63,9 +63,19 @@ NEED_W = ("mix", "match")  # tabs that a generator without w cannot fill
 OPEN_TAB = "() => window.kaogan.open('{tab}')"
 
 
+class Page(gr.Blocks):
+    """Blocks whose public endpoints may get new arguments without breaking those who call them."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Fill in the usual values of the last arguments where a call leaves them out."""
+        if block_fn.api_visibility == "public":
+            inputs += [block.value for block in block_fn.inputs[len(inputs) :]]
+        super().validate_inputs(block_fn, inputs)
+
+
 def build(studio: Studio) -> tuple[gr.Blocks, Desk]:
     """Make the page of one generator; return it and what its tabs share."""
-    with gr.Blocks(title="Kaogan", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
+    with Page(title="Kaogan", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
         desk = Desk(studio)
         lay_out_head(studio)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:

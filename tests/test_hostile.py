@@ -688,7 +688,8 @@ def test_any_address_gives_a_face(query):
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 1e400, math.nan, "1", None, [], True, 1j])
 def test_numbers_that_are_none(value):
-    for arguments in ((value, 0.7), (42, value)):
+    psis = ((42, value), (42, 0.7, value)) if value is not None else ()  # None: the usual psi
+    for arguments in ((value, 0.7), *psis):
         with pytest.raises(RecipeError) as caught:
             Recipe(*arguments)
         assert len(str(caught.value)) < 300
