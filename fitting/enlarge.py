@@ -11,7 +11,7 @@ generator's folder: `assets/enlarger`, `runs/mine/enlarger`, or `enlarger/` of a
 1. Pairs: faces drawn at psi 0.5 to 1 and, with --data, one picture for every three of them, each
    enlarged by the teacher.
 2. The student learns from crops of the pairs. Its loss is the mean absolute difference of the
-   pixels and of their gradients, and in the second half of its time a patch discriminator's
+   pixels and of their gradients and, from --adversarial-from on, a patch discriminator's
    (hinge loss; Isola et al. 2017, arXiv 1611.07004): differences alone leave its lines soft.
 3. Pairs that it never saw tell how near it comes to the teacher, in dB and in gradient energy.
 """
@@ -80,6 +80,8 @@ class Settings:
     batch_size: int
     lr: float
     adversarial: float  # weight of the discriminator's loss
+    adversarial_from: float  # share of the crops after which it counts
+    init_from: str  # SHA-256 of the weights that the student starts from, or ""
     seed: int
 
 
@@ -205,10 +207,14 @@ def difference(found: Tensor, wanted: Tensor) -> Tensor:
 class Course:
     """A student, its discriminator, and their optimizers."""
 
-    def __init__(self, settings: Settings, pairs: Pairs, folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, pairs: Pairs, folder: Path, start: Enlarger | None = None
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.pairs, self.folder = settings, pairs, folder
         self.student = Enlarger(settings.width, settings.layers)
+        if start is not None:
+            self.student.load_state_dict(start.state_dict())
         self.D = PatchDiscriminator()
         self.networks = {"student": self.student, "D": self.D}
         self.optimizers = {
@@ -241,7 +247,7 @@ class Course:
         found = self.student(low)
         loss = difference(found, high)
         said = {"difference": loss.item()}
-        if settings.adversarial and 2 * self.seen >= self.total:
+        if settings.adversarial and self.seen >= settings.adversarial_from * self.total:
             said["D"] = self.step_discriminator(low, high, found.detach())
             loss = loss - settings.adversarial * self.D(low, found).mean()
         self.descend("student_opt", loss)
@@ -320,11 +326,14 @@ def make_card(settings: Settings, scores: dict[str, float], parameters: int) -> 
         "width": settings.width,
         "layers": settings.layers,
         "kimg": f"{settings.kimg:g}",
+        "lr": f"{settings.lr:g}",
         "adversarial": f"{settings.adversarial:g}",
+        "adversarial-from": f"{settings.adversarial_from:g}",
         "seed": settings.seed,
     }
     flags = [f"--{name} {value}" for name, value in options.items()]
     flags += ["--data FACES"] if settings.data else []
+    flags += ["--init-from FIRST/enlarger"] if settings.init_from else []
     return f"""---
 library_name: kaogan
 pipeline_tag: image-to-image
@@ -376,6 +385,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=1e-3, help="step size (default: %(default)s)")
     add("--adversarial", type=float, default=0.01,
         help="weight of the discriminator's loss; 0: none (default: %(default)s)")  # fmt: skip
+    add("--adversarial-from", type=float, default=0.5, metavar="SHARE",
+        help="of the crops, after which that loss counts (default: %(default)s)")  # fmt: skip
+    add("--init-from", type=Path, metavar="DIR", help="an enlarger of the same size to start from")
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -386,9 +398,12 @@ def read_settings(options: argparse.Namespace, generator: str) -> Settings:
         raise EnlargeError(f"--pairs must be more than the {HELD_OUT} that are kept apart")
     if options.batch_size < 1 or options.kimg <= 0 or options.adversarial < 0 or options.lr <= 0:
         raise EnlargeError("--batch-size, --kimg and --lr must be above 0, --adversarial not below")
-    names = set(Settings.__dataclass_fields__) - {"generator", "data"}
+    if not 0 <= options.adversarial_from <= 1:
+        raise EnlargeError("--adversarial-from is a share from 0 to 1")
+    names = set(Settings.__dataclass_fields__) - {"generator", "data", "init_from"}
     values = {name: getattr(options, name) for name in names}
-    settings = Settings(generator=generator, data=bool(options.data), **values)
+    start = digest_of(options.init_from) if options.init_from else ""
+    settings = Settings(generator=generator, data=bool(options.data), init_from=start, **values)
     path = options.out / "settings.json"
     if path.is_file() and json.loads(path.read_text()) != asdict(settings):
         raise EnlargeError(f"{options.out} was begun with other settings; use another --out")
@@ -397,18 +412,37 @@ def read_settings(options: argparse.Namespace, generator: str) -> Settings:
     return settings
 
 
+def digest_of(folder: Path) -> str:
+    """Return the SHA-256 of a network's weights, 64 hex digits."""
+    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+def open_start(options: argparse.Namespace) -> Enlarger | None:
+    """Load the enlarger to start from, if one is asked for."""
+    if options.init_from is None:
+        return None
+    start = Enlarger.from_pretrained(options.init_from)
+    asked = {"width": options.width, "layers": options.layers}
+    if {name: start.config[name] for name in asked} != asked:
+        raise EnlargeError(
+            f"{options.init_from} has other sizes; give its --width {start.config['width']} and "
+            f"--layers {start.config['layers']}"
+        )
+    return start
+
+
 def teach(options: argparse.Namespace) -> Iterator[str]:
     """Make the pairs, teach the student, store it; yield what to print."""
     G = load_network(options.model)
     if not isinstance(G, Generator):
         raise ModelError(f"{options.model} holds no generator with a w")
-    digest = hashlib.sha256((options.model / WEIGHTS_NAME).read_bytes()).hexdigest()
-    settings = read_settings(options, digest)
+    start = open_start(options)
+    settings = read_settings(options, digest_of(options.model))
     pairs = Pairs(options.out / "pairs", settings.pairs)
     if pairs.missing():
         data = pack(options.data, SIZE).images if options.data else None
         make_pairs(pairs, G.freeze(), data, Teacher(settings.teacher))
-    course = Course(settings, pairs, options.out / "checkpoints")
+    course = Course(settings, pairs, options.out / "checkpoints", start)
     course.run()
     folder = options.out / "enlarger"
     course.student.save_pretrained(folder, dtype=torch.float16)

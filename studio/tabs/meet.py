@@ -82,7 +82,7 @@ class Meet:
     def _lay_out_tools(self) -> None:
         """Place what chooses and changes a face."""
         with gr.Row(elem_id="choose"):
-            self.seed = gr.Number(label=label("seed"), elem_id="seed", min_width=120)
+            self.seed = gr.Number(label=label("seed"), elem_id="seed", min_width=110)
             self.psi = gr.Slider(
                 0,
                 1,
@@ -92,7 +92,7 @@ class Meet:
                 info=label("psi.info"),
                 buttons=[],
                 elem_id="psi",
-                min_width=180,
+                min_width=170,
             )
             has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
             self.fine = gr.Slider(
@@ -104,7 +104,7 @@ class Meet:
                 info=label("fine.info"),
                 buttons=[],
                 elem_id="fine",
-                min_width=180,
+                min_width=170,
                 visible=has_w,
             )
         with gr.Row(elem_id="onward"):

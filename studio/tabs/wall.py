@@ -87,14 +87,14 @@ class Wall:
         self.desk = desk
         with gr.Row(elem_id="wall-tools", elem_classes="tools"):
             self.first = gr.Number(
-                0, label=label("wall.first"), elem_id="wall-first", min_width=120
+                0, label=label("wall.first"), elem_id="wall-first", min_width=100
             )
             self.psi = gr.Slider(
-                0, 1, DEFAULT_PSI, step=0.05, label=label("psi"), buttons=[], min_width=160,
+                0, 1, DEFAULT_PSI, step=0.05, label=label("psi"), buttons=[], min_width=140,
                 elem_id="wall-psi",
             )  # fmt: skip
             self.fine = gr.Slider(
-                0, 1, DEFAULT_FINE, step=0.05, label=label("fine"), buttons=[], min_width=160,
+                0, 1, DEFAULT_FINE, step=0.05, label=label("fine"), buttons=[], min_width=140,
                 elem_id="wall-fine", visible=bool(desk.studio.G.num_ws),
             )  # fmt: skip
             self.radius = gr.Slider(
@@ -105,7 +105,7 @@ class Wall:
                 label=label("wall.best"),
                 info=label("wall.best.info"),
                 elem_id="wall-best",
-                min_width=180,
+                min_width=140,
                 visible=desk.studio.D is not None,
             )
             self.jump = gr.Button(label("wall.jump"), elem_id="wall-jump", size="sm", min_width=80)
