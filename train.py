@@ -403,7 +403,8 @@ def explain(error: Exception, config: TrainConfig | None) -> str:
         return str(error)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return f"{error}: free space in {config.out}" if full and config else str(error)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{what}; free space in {config.out}" if full and config else what
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if world != "1" and re.search(LOST_PEER, str(error)):
         why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]

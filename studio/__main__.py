@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m studio: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"python -m studio: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        where, why = error.filename or args.out or args.shards, error.strerror or error
+        print(f"python -m studio: cannot write {where}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m studio: stopped", file=sys.stderr)

@@ -43,6 +43,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from model import hub_fault
+
 VERSION = 1  # of the pack's layout and pixels: raise it and every pack is made anew
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 MAX_PIXELS = 64_000_000  # of one decoded picture, read from its header before decoding
@@ -317,10 +319,9 @@ def _download(source: str) -> tuple[Path, list[str]]:
             match[1], repo_type="dataset", revision=match[2], allow_patterns=patterns
         )
     except Exception as error:  # the Hub client raises its own, requests' and httpx's errors
-        what = f"{type(error).__name__}: {error}".split("\n")[0]
         raise DataError(
-            f"{source} could not be downloaded ({what}): check the name, the network and, "
-            "for a private data set, HF_TOKEN"
+            f"{source} could not be downloaded ({hub_fault(error)}): check the name, the network "
+            "and, for a private data set, HF_TOKEN"
         ) from error
     tree = []
     with suppress(CachedRepoTreeNotFoundError):  # fetched by an older client, and offline now

@@ -270,7 +270,7 @@ class Meet:
             recipe, line = recipe_from_png(path, desk.studio.revision)
             desk.forget_upload(path)
         except (ValueError, OSError) as error:
-            recipe, line = None, f"{error}"
+            recipe, line = None, fault(request, error, "fault.png")
         if recipe is None:
             line = fault(request, ValueError(line), "fault.png")
             return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(desk.meet_outputs) - 3)
