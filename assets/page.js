@@ -24,8 +24,12 @@
   }
 
   function showSteps() {
-    one("#undo")?.classList.toggle("spent", seen.at <= 0);
-    one("#redo")?.classList.toggle("spent", seen.at >= seen.list.length - 1);
+    const show = (button, spent) => {
+      button?.classList.toggle("spent", spent);
+      button?.setAttribute("aria-disabled", spent);
+    };
+    show(one("#undo"), seen.at <= 0);
+    show(one("#redo"), seen.at >= seen.list.length - 1);
   }
 
   function remember(query) {
@@ -85,6 +89,39 @@
       setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
     },
   };
+
+  // Gradio calls small faces "Thumbnail 1 of 24", whatever the language, and tells their captions
+  // twice. Here each is called by its seed, which its file is named by.
+  function nameFaces() {
+    const word = one("#seed span")?.textContent.trim();
+    const set = (element, name, value) => {
+      if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+    };
+    const name = (image, caption) => {
+      const seed = image?.src.match(/kaogan-(\d+)\.png/)?.[1];
+      if (!seed || !word) return "";
+      return caption && caption !== seed ? `${caption}, ${word} ${seed}` : `${word} ${seed}`;
+    };
+    for (const button of document.querySelectorAll(".faces .thumbnail-item")) {
+      const image = button.querySelector("img");
+      const called = name(image, button.textContent.trim());
+      if (!called) continue;
+      set(button, "aria-label", called);
+      set(image, "alt", "");
+    }
+    for (const image of document.querySelectorAll(".parent img")) {
+      const called = name(image, image.closest(".parent").id.slice(-1).toUpperCase());
+      if (called) set(image, "alt", called);
+    }
+    // Names that hide what stands there: the text of the upload, and of an empty frame nothing.
+    document.querySelectorAll("#upload .upload-container[aria-label], .empty[aria-label]:not([role])")
+      .forEach((element) => element.removeAttribute("aria-label"));
+  }
+  new MutationObserver(nameFaces).observe(document.body, {
+    subtree: true, childList: true, characterData: true,
+    attributes: true, attributeFilter: ["alt", "aria-label", "src"],
+  });
+  nameFaces();
 
   // Keys: space draws again, the arrows walk through the faces seen.
   const KEYS = { " ": "#roll", ArrowLeft: "#undo", ArrowRight: "#redo" };
