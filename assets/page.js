@@ -1,7 +1,7 @@
 // What the page does in the browser: the address, the faces seen, keys, a dropped picture.
 () => {
   const MERGE_MS = 900; // a dragged slider is one step back, not forty
-  const seen = { list: [], at: -1, time: 0 };
+  const seen = { list: [], at: -1, time: 0, apart: 0 };
   const face = { query: "" };
   const place = { tab: "meet", rest: {} };
   const one = (selector) => document.querySelector(selector);
@@ -36,7 +36,7 @@
     if (seen.list[seen.at] === query) return;
     const now = Date.now();
     const seed = (text) => new URLSearchParams(text).get("seed");
-    const drags = seen.at >= 0 && now - seen.time < MERGE_MS
+    const drags = !seen.apart && seen.at >= 0 && now - seen.time < MERGE_MS
       && seed(seen.list[seen.at]) === seed(query);
     seen.list.length = seen.at + 1;
     if (drags && seen.at > 0) seen.list[seen.at] = query;
@@ -44,6 +44,7 @@
     seen.list.splice(0, Math.max(0, seen.list.length - 200));
     seen.at = seen.list.length - 1;
     seen.time = now;
+    seen.apart = Math.max(0, seen.apart - 1);
   }
 
   window.kaogan = {
@@ -74,6 +75,11 @@
       seen.at = Math.min(Math.max(seen.at + by, 0), seen.list.length - 1);
       seen.time = 0;
       return seen.list[seen.at] || "";
+    },
+    // The next face of the same seed is a step of its own, however soon it comes.
+    apart(address) {
+      seen.apart += 1;
+      return address;
     },
     speak(language) {
       const safe = window.location.protocol === "https:" ? "; SameSite=None; Secure; Partitioned" : "";

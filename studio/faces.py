@@ -38,6 +38,7 @@ from studio.revisions import PATIENCE, Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
+FIELDS = ("mix", "edits", "vary", "steps", "w")  # of a recipe, that a generator may lack means for
 NO_DIRECTIONS = "These weights have no directions file, so there are no sliders by name."
 NO_W = "These weights have no w, so there are no sliders by name."
 
@@ -230,7 +231,7 @@ class Studio:
     def usable(self, recipe: Recipe) -> tuple[Recipe, str]:
         """Return what of a recipe this generator can draw, and sentences about the rest, or ""."""
         sentences = []
-        fields: dict[str, Any] = {n: getattr(recipe, n) for n in ("mix", "edits", "vary", "w")}
+        fields: dict[str, Any] = {n: getattr(recipe, n) for n in FIELDS}
         for name, entry, fault in self._faults(recipe):
             sentences.append(f"{fault[0].upper()}{fault[1:]}.")
             whole = type(recipe).__dataclass_fields__[name].default
