@@ -75,7 +75,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="SEED@GROUP",
         help="take the coarse, middle or fine layers from another seed; may be repeated",
     )
-    parser.add_argument("--vary", metavar="SEED:RADIUS", help="a step in w, radius 0 to 2")
+    parser.add_argument(
+        "--vary",
+        metavar="SEED:RADIUS[@LAYERS]",
+        help="a step in w, radius 0 to 2; in coarse, middle or fine layers, or a block by its px",
+    )
     parser.add_argument("--between", metavar="SEED:SHARE", help="a share, 0 to 1, of a way")
     parser.add_argument(
         "--best-of",

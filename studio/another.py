@@ -15,11 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from model import Generator
+from studio.directions import Slider
 from studio.faces import Studio
 from studio.recipe import Edit, Mix, Recipe, Vary
 
 PARTS = ("hair", "expression", "colouring")
 RADIUS = {"hair": 1.0, "expression": 1.2}  # of a step in one block; one below is hardly seen
+REACH = 0.7  # of a slider's way to its ends, where faces begin to tear
 EXPRESSIONS = ("smile", "open-mouth", "closed-eyes", "blush")  # sliders, where there are some
 COLOURED = ("hair", "eyes")  # colours, and what the names of sliders of shades begin with
 
@@ -41,14 +43,20 @@ def another(studio: Studio, recipe: Recipe, part: str, seed: int) -> Recipe:
         return colour(studio.G, recipe, seed)
     sliders = studio.directions.sliders if studio.directions else {}
     if names := [name for name in EXPRESSIONS if name in sliders]:
-        rng = np.random.RandomState(seed)
-        edits = [e for e in recipe.edits if e.name not in names]
-        for name in names:
-            low, high, width = sliders[name].low, sliders[name].high, sliders[name].step
-            value = round(rng.uniform(low, high) / width) * width
-            edits.append(Edit(name, round(min(max(value, low), high), 6)))
-        return replace(recipe, edits=tuple(edits))
+        return replace(recipe, edits=move(recipe.edits, [sliders[name] for name in names], seed))
     return step(recipe, seed, block(studio.G, 2), RADIUS["expression"])
+
+
+def move(edits: tuple[Edit, ...], sliders: list[Slider], seed: int) -> tuple[Edit, ...]:
+    """Return edits with each of some sliders moved by at least a quarter of its reach."""
+    values = {edit.name: edit.value for edit in edits}
+    shares = 0.25 + 0.5 * np.random.RandomState(seed).random_sample(len(sliders))
+    for slider, share in zip(sliders, shares, strict=True):
+        low, high = REACH * slider.low, REACH * slider.high
+        place = min(max((values.get(slider.name, 0.0) - low) / (high - low), 0.0), 1.0)
+        value = low + (place + share) % 1 * (high - low)
+        values[slider.name] = round(round(value / slider.step) * slider.step, 6)
+    return tuple(Edit(name, value) for name, value in values.items())
 
 
 def block(G: Generator, index: int) -> str:
