@@ -9,7 +9,10 @@ from urllib.parse import parse_qsl
 import pytest
 import torch
 from edits import save_generator
+from PIL import Image
 
+from benchmarks import another as bench
+from benchmarks import directions
 from studio.another import EXPRESSIONS, PARTS, another
 from studio.faces import Studio
 from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_query
@@ -76,3 +79,19 @@ def test_small_generators_and_those_without_sliders(tmp_path: Path, resolution: 
     for part in PARTS:
         recipe = studio.check(another(studio, Recipe(1), part, 5))
         assert moved(studio, Recipe(1), recipe)
+
+
+def test_the_bench_says_what_is_kept(generator_dir: Path, tmp_path: Path, capsys, monkeypatch):
+    """On a random generator, of which no figure means anything but which parts cannot change."""
+    monkeypatch.setattr(directions, "REGION_FACES", 64)
+    sheet = tmp_path / "sheet.png"
+    arguments = ["--model", str(generator_dir), "--seeds", "8", "--sheet", str(sheet)]
+    assert bench.main(arguments) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed if "|" in line]
+    assert [row[0] for row in rows[2:]] == ["hair", "expression", "colouring", "face"]
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert float(rows[-1][-1]) == pytest.approx(1, abs=0.01)  # another face is as far as others are
+    assert Image.open(sheet).size == (512, 512)
+    assert bench.main(["--seeds", "7"]) == 2
+    assert "at least 8 seeds" in capsys.readouterr().err
