@@ -22,6 +22,13 @@ ORT_SHA256 = d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71
 ORT_FILES = ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
 RUNTIME = web/runtime/$(ORT)
 
+# What finds faults that trouble screen readers, for the tests: one file of a package of npm.
+AXE = axe-core-4.14.1
+AXE_SHA256 = e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+CHECKER = tests/axe/$(AXE)/axe.min.js
+
+NPM = command -v npm > /dev/null || { $(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y npm; }
+
 app: $(READY)-app
 	$(VENV)/bin/python app.py $(ARGS)
 
@@ -39,7 +46,7 @@ $(READERS):
 	$(VENV)/bin/python -m fitting.attributes --data $(DATA)
 
 # Some machines ask Python to keep no compiled code; hundreds of processes then compile it again.
-test: $(READY)-test $(RUNTIME)
+test: $(READY)-test $(RUNTIME) $(CHECKER)
 	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test
@@ -52,12 +59,21 @@ web: $(READY)-export $(RUNTIME)
 	@echo "$(VENV)/bin/python -m http.server --directory web 8000    shows it"
 
 $(RUNTIME):
-	@command -v npm > /dev/null || { $(ROOT_DO) apt-get update && $(ROOT_DO) apt-get install -y npm; }
+	@$(NPM)
 	rm -rf web/runtime && mkdir -p web/runtime
 	cd web/runtime && npm pack --silent $(subst web-,web@,$(ORT)) > /dev/null && \
 		echo "$(ORT_SHA256)  $(ORT).tgz" | sha256sum --check --quiet && \
 		tar xzf $(ORT).tgz --strip-components 2 $(ORT_FILES:%=package/dist/%) && \
 		rm $(ORT).tgz
+	touch $@
+
+$(CHECKER):
+	@$(NPM)
+	rm -rf tests/axe && mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(subst core-,core@,$(AXE)) > /dev/null && \
+		echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && \
+		tar xzf $(AXE).tgz --strip-components 1 package/axe.min.js package/LICENSE && \
+		rm $(AXE).tgz
 	touch $@
 
 $(VENV)/bin/pip:
@@ -96,4 +112,4 @@ browser:
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
-	rm -rf web/runtime web/style.css web/generator.onnx web/generator.json
+	rm -rf web/runtime tests/axe web/style.css web/generator.onnx web/generator.json

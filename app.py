@@ -26,6 +26,7 @@ from studio.drawing import TOGETHER
 from studio.faces import Studio, prepare_cpu
 from studio.match import prepare
 from studio.pictures import WALL_FACES
+from studio.ports import check_address, read_port
 from studio.sessions import SharedConfig
 from studio.tabs.about import About
 from studio.tabs.desk import QUIET, Desk
@@ -137,15 +138,16 @@ def main() -> int:
         help="what makes faces larger; none: Lanczos' filter (default: that of the weights)",
     )
     parser.add_argument("--host", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=read_port, help="default: the first free one from 7860")
     args = parser.parse_args()
     prepare_cpu()
     try:
+        host = check_address(args.host, args.port)
         studio = Studio.open(args.model or None, args.revision or None, enlarger=args.enlarger)
         studio.draw(range(WALL_FACES))  # the first forward is slow; no visitor should wait for it
         if studio.G.num_ws:  # what a match must know; while the first visitors look at faces
             threading.Thread(target=prepare, args=(studio,), daemon=True).start()
-        launch(*build(studio), args.host, args.port)
+        launch(*build(studio), host, args.port)
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

@@ -29,14 +29,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import (
+    HfApi,
     PyTorchModelHubMixin,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
 )
 from huggingface_hub.errors import (
+    GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -55,6 +58,23 @@ LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slo
 # variance move by Adam's step size, a few thousandths, and D learns nothing from noise meanwhile.
 FAINT = 10.0
 MAX_CONFIG_BYTES = 64 * 1024
+OURS = f"a folder or Hub repository with the {CONFIG_NAME} and {WEIGHTS_NAME} that train.py writes"
+# What other libraries keep, told by a key of their config.json …
+FOREIGN_KEYS = {
+    "_class_name": "a model of diffusers",
+    "architectures": "a model of transformers",
+    "model_type": "a model of transformers",
+    "num_classes": "a model of timm",
+}
+# … or by the names of their files; the first that fits.
+FOREIGN_FILES = {
+    r"model_index\.json": "a pipeline of diffusers",
+    r"adapter_config\.json|.*lora.*\.safetensors": "a LoRA, which only changes another model",
+    r".*\.pkl": "a pickle, as StyleGAN's trainers write it and as is never loaded",
+    r".*\.(bin|pt|pth|ckpt)": "pickled weights, which are never loaded",
+    r".*\.(gguf|onnx|h5|keras|msgpack)": "weights of another library",
+    r".*\.safetensors": "weights without their sizes",
+}
 MAX_RESOLUTION = 1024  # px
 PATCHES = (1, 2, 4)  # px
 MAX_CHANNELS = 2048
@@ -64,6 +84,14 @@ MAX_ENLARGER = 400_000  # parameters
 
 class ModelError(ValueError):
     """Weights, configuration or constructor arguments that cannot make one of our networks."""
+
+
+class ForeignError(ModelError):
+    """A config.json that describes none of our networks; `content` is what it holds."""
+
+    def __init__(self, message: str, content: Any) -> None:
+        super().__init__(message)
+        self.content = content
 
 
 # ------------------------------------------------------------------------------------------
@@ -182,7 +210,12 @@ class KaoganModel(
         access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         place = (path_or_repo, subfolder)
         config = fetch_file(*place, CONFIG_NAME, revision, MAX_CONFIG_BYTES, **access)
-        kind, arguments = read_config(config)
+        try:
+            kind, arguments = read_config(config)
+        except ForeignError as error:
+            found = _look_around(*place, revision, token, error.content)
+            where = f"{CONFIG_NAME} of {path_or_repo}"
+            raise ModelError(f"{where} is not a configuration of ours: {found}") from error
         if cls is not KaoganModel and kind is not cls:
             raise ModelError(
                 f"{config} describes a {kind.__name__}, not a {cls.__name__}; "
@@ -239,6 +272,9 @@ def fetch_file(
         if not (folder / name).is_file():
             raise ModelError(_missing_file(folder, name))
         return folder / name
+    if Path(path_or_repo).is_file():
+        found = describe_foreign([Path(path_or_repo).name])
+        raise ModelError(f"{path_or_repo} is one file, {found}; give {OURS}")
     where = {"filename": name, "subfolder": subfolder or None, "revision": revision}
     try:
         return _download({"repo_id": str(path_or_repo), **where}, max_bytes, **access)
@@ -250,8 +286,11 @@ def fetch_file(
         ) from error
     except Exception as error:  # the client's HTTP library, which its version decides, has its own
         at = f" at revision {revision}" if revision else ""
+        why = hub_fault(error)
+        if name == CONFIG_NAME and isinstance(error, RemoteEntryNotFoundError):
+            why = _look_around(path_or_repo, subfolder, revision, access.get("token"))
         raise ModelError(
-            f"could not fetch {name} of {path_or_repo}{at} from the Hub: {_hub_fault(error)}"
+            f"could not fetch {name} of {path_or_repo}{at} from the Hub: {why}"
         ) from error
 
 
@@ -319,14 +358,87 @@ def _check_hash(path: Path) -> Path:
     return path
 
 
-def _hub_fault(error: Exception) -> str:
+def _fits(pattern: str, name: str) -> bool:
+    """Tell whether a file lies in the folder itself and is named as a pattern says."""
+    return re.fullmatch(pattern, name, re.IGNORECASE) is not None and "/" not in name
+
+
+def list_files(
+    path_or_repo: str | Path, subfolder: str, revision: str | None, token: str | bool | None
+) -> list[str]:
+    """Return the names of a folder's files, or of a repository's as far as the Hub tells them."""
+    folder = Path(path_or_repo) / subfolder
+    if folder.is_dir():
+        return [path.name for path in sorted(folder.iterdir())]
+    with contextlib.suppress(Exception):  # the sentence that wants them is worth saying without
+        info = HfApi().model_info(str(path_or_repo), revision=revision, timeout=10, token=token)
+        start = f"{subfolder}/" if subfolder else ""
+        names = [file.rfilename for file in info.siblings or () if file.rfilename.startswith(start)]
+        return [name.removeprefix(start) for name in sorted(names)]
+    return []
+
+
+def _look_around(
+    path_or_repo: str | Path,
+    subfolder: str,
+    revision: str | None,
+    token: str | bool | None,
+    config: Any = None,
+) -> str:
+    """Say what is there in a network's place, and what to give instead."""
+    run = Path(path_or_repo) / subfolder
+    if (run / "generator" / CONFIG_NAME).is_file():
+        return f"it is a training run; give its {run / 'generator'}"
+    names = list_files(path_or_repo, subfolder, revision, token)
+    if not names and config is None:
+        return f"it holds no network; give {OURS}"
+    return f"{path_or_repo} holds {describe_foreign(names, config)}; give {OURS}"
+
+
+def describe_foreign(names: Sequence[str], config: Any = None) -> str:
+    """Say what a folder or repository of another library holds.
+
+    Args:
+        names: of its files, "/" between folders.
+        config: what its config.json holds, if it has one.
+    """
+    entries = config if isinstance(config, dict) else {}
+    by_file = [
+        (kind, next((name for name in names if _fits(pattern, name)), ""))
+        for pattern, kind in FOREIGN_FILES.items()
+    ]
+    by_key = [(kind, _named(key, entries)) for key, kind in FOREIGN_KEYS.items()]
+    for kind, example in (by_file[0], *by_key, *by_file[1:]):
+        if example:
+            return f"{kind} ({example:.80})"
+    return "no network that we know"
+
+
+def _named(key: str, entries: dict[str, Any]) -> str:
+    """Return what another library's configuration with a key calls its network, "" without it."""
+    named = entries.get("architecture") if key == "num_classes" else entries.get(key)
+    return repr(named) if key in entries else ""
+
+
+def hub_fault(error: Exception) -> str:
     """Say in words why the Hub gave no file."""
     reasons = {
         RevisionNotFoundError: "the repository has no such revision",
         RemoteEntryNotFoundError: "the repository has no such file; pickled weights are not loaded",
+        GatedRepoError: "its owner must let you in: ask on its page, then set HF_TOKEN",
         RepositoryNotFoundError: "there is no such repository, or it is private",
+        OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, and the cache holds no copy",
+        LocalEntryNotFoundError: "the Hub cannot be reached, and the cache holds no copy",
     }
-    return next((v for k, v in reasons.items() if isinstance(error, k)), _first_line(error))
+    status = getattr(getattr(error, "response", None), "status_code", None) or 0
+    answers = {401: "the Hub refuses the token", 403: "the token may not read it"}
+    answers[429] = "the Hub asks for fewer requests; try later"
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if reason := next((v for k, v in reasons.items() if isinstance(error, k)), answers.get(status)):
+        return reason
+    if "TransportError" in kinds:  # by name: which HTTP library it is, the client's version decides
+        return f"the Hub cannot be reached ({_first_line(error)}); check the network"
+    return f"the Hub answers {status}; try later" if status >= 500 else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
@@ -342,7 +454,7 @@ def _missing_file(folder: Path, name: str) -> str:
             f"{folder} holds {pickles[0]} but no {WEIGHTS_NAME}; pickled weights are never "
             f"loaded, convert them to safetensors first"
         )
-    return f"{folder} has no {name}; a network is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
+    return f"{folder} has no {name}: {_look_around(folder, '', None, None)}"
 
 
 def read_config(path: Path) -> tuple[type[KaoganModel], dict[str, Any]]:
@@ -357,12 +469,11 @@ def read_config(path: Path) -> tuple[type[KaoganModel], dict[str, Any]]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {_first_line(error)}") from error
-    kind = NETWORKS.get(str(config.pop("architecture", None))) if isinstance(config, dict) else None
+    name = config.get("architecture") if isinstance(config, dict) else None
+    kind = NETWORKS.get(str(name))
     if kind is None:
-        raise ModelError(
-            f"{path} is not a configuration of ours: its 'architecture' must be one of "
-            f"{', '.join(NETWORKS)}"
-        )
+        raise ForeignError(f"{path} is not a configuration of ours", config)
+    del config["architecture"]
     known = set(kind._hub_mixin_init_parameters) - {"self"}
     if unknown := sorted(set(config) - known):
         raise ModelError(f"{path} has unknown entries: {', '.join(unknown)[:200]}")

@@ -42,6 +42,7 @@ from training.publish import PublishError, kimg_text
 from training.run import Run, TrainingError, build, minutes
 from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
 
+FULL_DISK = r"(?i)no space left|quota|too large"  # in what Python and safetensors raise there
 LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
 STOPPED = "stopped by"  # how the reason begins where a signal ended the run
 AGREE_STEPS = 10  # steps between two agreements of several processes on whether to stop
@@ -88,9 +89,9 @@ def train(config: TrainConfig) -> Path:
                     measure(run)
         finish(run, reason)
     except (OSError, SafetensorError) as error:
+        mend = "free space in" if re.search(FULL_DISK, str(error)) else "allow writing to"
         raise TrainingError(
-            f"{error}: free space in {run.folder}, then --resume latest goes on from the last "
-            f"checkpoint"
+            f"{error}; {mend} {run.folder}, then --resume latest resumes from the last checkpoint"
         ) from error
     finally:
         restore()
@@ -402,7 +403,8 @@ def explain(error: Exception, config: TrainConfig | None) -> str:
         return str(error)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        return f"{error}: free space in {config.out}" if full and config else str(error)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return f"{what}; free space in {config.out}" if full and config else what
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if world != "1" and re.search(LOST_PEER, str(error)):
         why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]

@@ -1,7 +1,7 @@
 // What the page does in the browser: the address, the faces seen, keys, a dropped picture.
 () => {
   const MERGE_MS = 900; // a dragged slider is one step back, not forty
-  const seen = { list: [], at: -1, time: 0 };
+  const seen = { list: [], at: -1, time: 0, apart: 0 };
   const face = { query: "" };
   const place = { tab: "meet", rest: {} };
   const one = (selector) => document.querySelector(selector);
@@ -24,15 +24,19 @@
   }
 
   function showSteps() {
-    one("#undo")?.classList.toggle("spent", seen.at <= 0);
-    one("#redo")?.classList.toggle("spent", seen.at >= seen.list.length - 1);
+    const show = (button, spent) => {
+      button?.classList.toggle("spent", spent);
+      button?.setAttribute("aria-disabled", spent);
+    };
+    show(one("#undo"), seen.at <= 0);
+    show(one("#redo"), seen.at >= seen.list.length - 1);
   }
 
   function remember(query) {
     if (seen.list[seen.at] === query) return;
     const now = Date.now();
     const seed = (text) => new URLSearchParams(text).get("seed");
-    const drags = seen.at >= 0 && now - seen.time < MERGE_MS
+    const drags = !seen.apart && seen.at >= 0 && now - seen.time < MERGE_MS
       && seed(seen.list[seen.at]) === seed(query);
     seen.list.length = seen.at + 1;
     if (drags && seen.at > 0) seen.list[seen.at] = query;
@@ -40,6 +44,7 @@
     seen.list.splice(0, Math.max(0, seen.list.length - 200));
     seen.at = seen.list.length - 1;
     seen.time = now;
+    seen.apart = Math.max(0, seen.apart - 1);
   }
 
   window.kaogan = {
@@ -71,6 +76,11 @@
       seen.time = 0;
       return seen.list[seen.at] || "";
     },
+    // The next face of the same seed is a step of its own, however soon it comes.
+    apart(address) {
+      seen.apart += 1;
+      return address;
+    },
     speak(language) {
       const safe = window.location.protocol === "https:" ? "; SameSite=None; Secure; Partitioned" : "";
       document.cookie = `kaogan-language=${language}; path=/; max-age=31536000${safe}`;
@@ -85,6 +95,39 @@
       setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
     },
   };
+
+  // Gradio calls small faces "Thumbnail 1 of 24", whatever the language, and tells their captions
+  // twice. Here each is called by its seed, which its file is named by.
+  function nameFaces() {
+    const word = one("#seed span")?.textContent.trim();
+    const set = (element, name, value) => {
+      if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+    };
+    const name = (image, caption) => {
+      const seed = image?.src.match(/kaogan-(\d+)\.png/)?.[1];
+      if (!seed || !word) return "";
+      return caption && caption !== seed ? `${caption}, ${word} ${seed}` : `${word} ${seed}`;
+    };
+    for (const button of document.querySelectorAll(".faces .thumbnail-item")) {
+      const image = button.querySelector("img");
+      const called = name(image, button.textContent.trim());
+      if (!called) continue;
+      set(button, "aria-label", called);
+      set(image, "alt", "");
+    }
+    for (const image of document.querySelectorAll(".parent img")) {
+      const called = name(image, image.closest(".parent").id.slice(-1).toUpperCase());
+      if (called) set(image, "alt", called);
+    }
+    // Names that hide what stands there: the text of the upload, and of an empty frame nothing.
+    document.querySelectorAll("#upload .upload-container[aria-label], .empty[aria-label]:not([role])")
+      .forEach((element) => element.removeAttribute("aria-label"));
+  }
+  new MutationObserver(nameFaces).observe(document.body, {
+    subtree: true, childList: true, characterData: true,
+    attributes: true, attributeFilter: ["alt", "aria-label", "src"],
+  });
+  nameFaces();
 
   // Keys: space draws again, the arrows walk through the faces seen.
   const KEYS = { " ": "#roll", ArrowLeft: "#undo", ArrowRight: "#redo" };

@@ -81,7 +81,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="SEED@GROUP",
         help="take the coarse, middle or fine layers from another seed; may be repeated",
     )
-    parser.add_argument("--vary", metavar="SEED:RADIUS", help="a step in w, radius 0 to 2")
+    parser.add_argument(
+        "--vary",
+        metavar="SEED:RADIUS[@LAYERS]",
+        help="a step in w, radius 0 to 2; in coarse, middle or fine layers, or a block by its px",
+    )
     parser.add_argument("--between", metavar="SEED:SHARE", help="a share, 0 to 1, of a way")
     parser.add_argument(
         "--best-of",
@@ -141,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m studio: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"python -m studio: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        where, why = error.filename or args.out or args.shards, error.strerror or error
+        print(f"python -m studio: cannot write {where}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("python -m studio: stopped", file=sys.stderr)

@@ -29,6 +29,7 @@ NEEDS_W = {
     "mix": "its faces cannot be mixed",
     "edits": "its faces cannot be edited",
     "vary": "its faces cannot be varied",
+    "steps": "its faces cannot be varied",
     "w": "it cannot draw a given one",
 }
 MAX_SCALE = 16.0  # largest step of an encoded w; w has about unit variance
@@ -64,6 +65,9 @@ def recipe_to_ws(G: Generator, recipe: Recipe, directions: Directions | None = N
         ws[group] = truncate(G, seed_to_ws(G, mix.seed), recipe.psi, recipe.fine)[group]
     if recipe.vary:
         ws += recipe.vary.radius * (seed_to_ws(G, recipe.vary.seed) - G.w_avg)
+    for step in recipe.steps:
+        layers = find_layers(G, step.layers)
+        ws[layers] += step.radius * (seed_to_ws(G, step.seed) - G.w_avg)[layers]
     return directions.apply(ws, recipe.edits) if directions and recipe.edits else ws
 
 
@@ -80,6 +84,17 @@ def untruncated(G: Generator, recipe: Recipe) -> Tensor:
 def seed_to_ws(G: Generator, seed: int) -> Tensor:
     """Return the untruncated ws `[num_ws, w_dim]` of a seed."""
     return G.mapping(latents_from_seeds([seed], G.z_dim))[0]
+
+
+def find_layers(G: Generator, name: str) -> slice:
+    """Return the layers of a group, or of the block of so many px; none where it has none such."""
+    if name in G.layer_groups:
+        return G.layer_groups[name]
+    sizes = [*G.blocks]
+    if name not in sizes:
+        return slice(0, 0)
+    last = 2 * sizes.index(name) + 1  # the first block has one layer, the others two each
+    return slice(max(0, last - 2), last)
 
 
 def truncate(G: Generator, ws: Tensor, psi: float, fine: float | None = None) -> Tensor:
@@ -115,16 +130,25 @@ def list_faults(
             if getattr(recipe, name):
                 yield name, None, f"this generator has no w, so {NEEDS_W[name]}"
         return
-    for mix in recipe.mix:
-        span = G.layer_groups[mix.group]
-        if span.start == span.stop:
-            yield "mix", mix, f"this generator is too small to have {mix.group} layers"
+    yield from list_layer_faults(G, recipe)
     if fault := find_w_fault(G, recipe.w):
         yield "w", None, fault
     if directions is not None:
         yield from (("edits", edit, fault) for edit, fault in directions.list_faults(recipe.edits))
     elif recipe.edits:
         yield "edits", None, why_none.rstrip(".")
+
+
+def list_layer_faults(G: Generator, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Yield what names layers that a generator lacks: field, entry, sentence."""
+    named = [("mix", mix, mix.group) for mix in recipe.mix]
+    named += [("steps", step, step.layers) for step in recipe.steps]
+    for field, entry, layers in named:
+        span = find_layers(G, layers)
+        if span.start == span.stop and layers in G.layer_groups:
+            yield field, entry, f"this generator is too small to have {layers} layers"
+        elif span.start == span.stop:
+            yield field, entry, f"this generator has no block of {layers} px"
 
 
 def find_w_fault(G: Generator, text: str) -> str:

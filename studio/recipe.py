@@ -8,6 +8,7 @@ inside a PNG, ⇄ JSON. All three hold the same names and the same short texts:
     mix=77@middle,9@fine      layers taken over from other seeds
     edit=smile:1.5,hair:3fa34d   sliders, in their units, and colours
     vary=5:0.3                a step of radius 0.3 in w, in the direction that seed 5 names
+    vary=5:0.3,8:1@fine,9:1@16   likewise, and steps in some layers: of a group, of the 16-px block
     between=77:0.5            half of the way to seed 77
     w=…                       a latent that no seed has, as `studio.latents.encode_ws` writes it
 """
@@ -37,6 +38,7 @@ MAX_SEEDS = 1_000_000  # seeds that one list may name
 SEED_RULE = f"a seed is a whole number from 0 to {SEED_MAX}"
 GROUPS = ("coarse", "middle", "fine")
 MAX_MIXES = 8
+MAX_STEPS = 16  # one for all layers, three groups and every block that there can be
 MAX_EDITS = 48  # all sliders of a directions file at once
 MAX_EDIT = 10.0  # units of a slider; a directions file sets narrower ranges
 MAX_RADIUS = 2.0
@@ -46,6 +48,7 @@ MAX_JSON = 8192  # bytes
 MAX_PNG = 10_000_000  # bytes
 PNG_HEAD = 256 * 1024  # bytes, of which the text before the pixels needs a few thousand
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+BLOCK = re.compile(r"[1-9][0-9]{0,3}")
 COLOUR = re.compile(r"#?([0-9a-f]{6})")
 
 
@@ -128,28 +131,44 @@ class Edit:
 
 @dataclass(frozen=True)
 class Vary:
-    """A step in w around the face: `5:0.3`.
+    """A step in w around the face, `5:0.3`, in all layers or in some, `5:0.3@fine`, `5:1@16`.
 
     Args:
         seed: names the direction.
         radius: 0 … 2; 1 is as far as another face is from the average one.
+        layers: "" for all; one of GROUPS; or the px of a block, "4" … "1024".
     """
 
     seed: int
     radius: float
+    layers: str = ""
 
     def __post_init__(self) -> None:
+        if self.layers not in ("", *GROUPS) and not BLOCK.fullmatch(str(self.layers)):
+            raise RecipeError(
+                "a variation in some layers is SEED:RADIUS@LAYERS, such as 5:0.3@fine; layers are "
+                "coarse, middle, fine, or the px of a block, such as 16"
+            )
         object.__setattr__(self, "seed", whole_seed(self.seed))
         radius = check_number(self.radius, 0.0, MAX_RADIUS, "the radius of a variation is a number")
         object.__setattr__(self, "radius", radius)
 
     def __str__(self) -> str:
-        return f"{self.seed}:{number_text(self.radius)}"
+        where = f"@{self.layers}" if self.layers else ""
+        return f"{self.seed}:{number_text(self.radius)}{where}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `5:0.3`."""
-        return cls(*read_pair(text))
+        """Read `5:0.3` or `5:0.3@fine`."""
+        pair, at, layers = text.partition("@")
+        if at and not layers:
+            raise RecipeError(RULES["vary"])
+        return cls(*read_pair(pair), layers)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands among other steps: groups first, then blocks by their px."""
+        return (0, GROUPS.index(self.layers)) if self.layers in GROUPS else (1, int(self.layers))
 
 
 @dataclass(frozen=True)
@@ -201,7 +220,8 @@ class Recipe:
         mix: at most 8; of several for one group the last one counts.
         edits: at most 48, and 1,024 characters as text; of several with one name the last one
             counts.
-        vary, between: or None.
+        vary, between: or None. A `vary` of some layers becomes one of `steps`.
+        steps: variations in some layers, at most 16; of several in the same the last one counts.
         w: a latent instead of the seed's, which then only names the face; psi acts on it too, so
             a latent that is to stay as it was found goes with psi 1.
     Raises:
@@ -216,12 +236,17 @@ class Recipe:
     vary: Vary | None = None
     between: Between | None = None
     w: str = ""
+    steps: tuple[Vary, ...] = ()
 
     def __post_init__(self) -> None:
         mixes = {m.group: m for m in check_parts(self.mix, Mix, "mixes", MAX_MIXES)}
         edits = {e.name: e for e in check_parts(self.edits, Edit, "edits", MAX_EDITS)}
         vary, between = check_part(self.vary, Vary), check_part(self.between, Between)
         psi, fine = check_truncation(self.psi, self.fine)
+        steps = {s.layers: s for s in check_parts(self.steps, Vary, "variations", MAX_STEPS)}
+        if vary:
+            steps[vary.layers] = vary
+        vary = steps.pop("", None)
         values = {
             "seed": whole_seed(self.seed),
             "psi": psi,
@@ -231,6 +256,7 @@ class Recipe:
             "vary": vary if vary and vary.radius else None,
             "between": between if between and between.share else None,
             "w": check_w_text(self.w),
+            "steps": tuple(sorted((s for s in steps.values() if s.radius), key=lambda s: s.place)),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -248,11 +274,12 @@ class Recipe:
 
     def texts(self) -> dict[str, str]:
         """Return what addresses, PNGs and JSON share: names and short texts, defaults left out."""
-        lists = {"mix": self.mix, "edit": self.edits}
+        varied = (*filter(None, [self.vary]), *self.steps)
+        lists = {"mix": self.mix, "edit": self.edits, "vary": varied}
         texts = {"seed": str(self.seed), "psi": number_text(self.psi)}
         texts |= {} if self.fine is None else {"fine": number_text(self.fine)}
         texts |= {name: ",".join(map(str, parts)) for name, parts in lists.items() if parts}
-        ones = {"vary": self.vary, "between": self.between, "w": self.w}
+        ones = {"between": self.between, "w": self.w}
         return texts | {name: str(part) for name, part in ones.items() if part}
 
     def query(self, revision: str = "") -> str:
@@ -303,7 +330,8 @@ class Recipe:
 
 def as_fields(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Rename parts from an address' words to a recipe's fields."""
-    return {("edits" if name == "edit" else name): part for name, part in parts.items()}
+    names = {"edit": "edits", "vary": "steps"}  # among these a recipe finds its `vary` itself
+    return {names.get(name, name): part for name, part in parts.items()}
 
 
 def load_json(text: str | bytes) -> Any:
@@ -415,11 +443,14 @@ def read_part(name: str, text: Any) -> tuple[Any, bool]:
         return empty_part(name), False
     if not text:
         return empty_part(name), True
-    if name in ("mix", "edit"):
-        read_one, most = (Mix.parse, MAX_MIXES) if name == "mix" else (Edit.parse, MAX_EDITS)
-        return read_parts(text, read_one, most)
+    lists = {
+        "mix": (Mix.parse, MAX_MIXES), "edit": (Edit.parse, MAX_EDITS),
+        "vary": (Vary.parse, MAX_STEPS),
+    }  # fmt: skip
+    if name in lists:
+        return read_parts(text, *lists[name])
     read: dict[str, Callable[[str], Any]]
-    read = {"vary": Vary.parse, "between": Between.parse, "w": check_w_text}
+    read = {"between": Between.parse, "w": check_w_text}
     try:
         return read[name](text), True
     except RecipeError:
@@ -428,7 +459,7 @@ def read_part(name: str, text: Any) -> tuple[Any, bool]:
 
 def empty_part(name: str) -> Any:
     """Return what a recipe without this part holds."""
-    return {"mix": (), "edit": (), "w": ""}.get(name)
+    return {"mix": (), "edit": (), "vary": (), "w": ""}.get(name)
 
 
 def read_parts(text: str, read: Callable[[str], Any], most: int) -> tuple[tuple[Any, ...], bool]:

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import socket
 import string
 import sys
 import time
@@ -29,11 +30,13 @@ from PIL import Image
 import app
 from model import SEED_MAX, ArticleGenerator
 from studio.faces import Studio
+from studio.ports import check_address
 from studio.recipe import Edit, Mix, Recipe, recipe_from_png
+from studio.tabs.desk import fault
 from studio.tabs.mix import SHEET, cross
 from studio.tabs.wall import Place
 from studio.words import LANGUAGES, TEXTS, language, nearest
-from tests.visitor import apart, large
+from tests.visitor import apart, free_port, large
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = {
@@ -355,15 +358,48 @@ def test_weights_without_w_show_no_tab_that_needs_it(tmp_path: Path, monkeypatch
     [
         (("--model", "{folder}"), "has no config.json"),
         (("--revision", "abc"), "a revision is only for a Hub repository"),
+        (("--port", "{busy}"), "in use already; choose another with --port, or leave --port out"),
+        (("--port", "{busy}", "--host", "0.0.0.0"), "port {busy} is in use already; choose"),
+        (("--host", "203.0.113.7"), "cannot listen on 203.0.113.7 (Cannot assign"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_sentence(
     tmp_path: Path, arguments: tuple[str, ...], says: str, capsys, monkeypatch
 ):
-    arguments = tuple(a.format(folder=tmp_path) for a in arguments)
-    monkeypatch.setattr(sys, "argv", ["app.py", *arguments])
-    assert app.main() == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = taken.getsockname()[1]
+        arguments = tuple(a.format(folder=tmp_path, busy=busy) for a in arguments)
+        monkeypatch.setattr(sys, "argv", ["app.py", *arguments])
+        assert app.main() == 2
     error = capsys.readouterr().err
     assert error.startswith("app.py: ")
-    assert says in error
+    assert says.format(busy=busy) in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "9" * 5000, "-1", "x", ""])
+def test_a_port_is_checked_with_the_flags(port: str, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["app.py", f"--port={port}"])
+    with pytest.raises(SystemExit, match="2"):
+        app.main()
+    assert "a port is a number from 1 to 65535" in capsys.readouterr().err
+
+
+def test_the_first_free_port_is_left_to_gradio_and_ipv6_gets_its_brackets(monkeypatch):
+    free = free_port()
+    assert check_address(None, free) is None
+    assert check_address("0.0.0.0", None) == "0.0.0.0"
+    assert check_address("::1", free) == check_address("[::1]", free) == "[::1]"
+    with socket.create_server(("127.0.0.1", 65535)):
+        monkeypatch.setenv("GRADIO_SERVER_PORT", "65535")  # where Gradio would begin
+        with pytest.raises(OSError, match="ports 65535 to 65535 are all in use; name another"):
+            check_address(None, None)
+
+
+def test_a_visitor_sees_no_path_of_this_machine(caplog):
+    """What the system says of a file goes to the operator."""
+    full = OSError(28, "No space left on device", "/srv/kaogan/cache/film.mp4")
+    for tag, spoken in (("en-GB", "en"), ("ja", "ja")):
+        request = gr.Request(headers={"accept-language": tag}, cookies={})
+        assert fault(request, full, "fault.film") == TEXTS["fault.film"][spoken]
+    assert "/srv/kaogan/cache" in caplog.text

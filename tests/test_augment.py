@@ -33,7 +33,7 @@ def test_parse_policy_trims_sorts_and_refuses_unknown_names():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": ("flip",)}, "Unknown augmentation 'flip'"),
+        ({"policy": ("flip",)}, "no augmentation is called 'flip'"),
         ({"strength": 1.5}, r"strength is 1.5; it must lie in \[0, 1\]"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"rank": 2, "world_size": 2}, "Rank 2 is not one of 2"),

@@ -93,8 +93,9 @@ def test_unusable_values_get_a_sentence(values, words):
     ("name", "text", "words"),
     [
         ("c.toml", "a = 1", "must end in .json"),
-        ("c.json", "{", "cannot be read"),
-        ("c.yaml", "a: [", "cannot be read"),
+        ("c.json", '{"seed": 1,\n "xflip" 2}', "cannot be read: line 2: Expecting ':'"),
+        ("c.yaml", "seed: 1\na: [\n b: c\n", "cannot be read: line 4: expected ',' or ']'"),
+        ("c.yaml", "seed: 1\n\tlr: 3", "cannot be read: line 2: found character '.t'"),
         ("c.yaml", "!!python/object/apply:os.system ['true']", "cannot be read"),
         ("c.yaml", "- 1", "must hold names and values"),
         ("c.json", None, "No such file"),

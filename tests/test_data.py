@@ -133,8 +133,13 @@ def test_resize_is_antialiased_and_keeps_edges_in_place(folder, packed):
         np.testing.assert_allclose(picture + picture[:, ::-1], 255, atol=1)
 
 
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 FORMATS = {
     "jpg": {"quality": 95, "subsampling": 0},
+    "jpe": JPEG,
+    "jfif": JPEG,
+    "pjpeg": JPEG,
+    "apng": {"format": "PNG"},
     "jpeg": {"quality": 95, "progressive": True, "subsampling": 0},
     "png": {},
     "webp": {"quality": 95},
@@ -364,6 +369,8 @@ def hub(faces_dir, faces_zip):
         "more/a.png": (faces_dir / "00.png").read_bytes(),
         "more/b.png": (faces_dir / "00.png").read_bytes(),
         "labels.csv": b"file,smile\n00.png,1\n",
+        "more/c.avif": b"must not be downloaded",
+        "more/._d.avif": b"a file manager's",
     }
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     thread = threading.Thread(target=server.serve_forever)
@@ -381,6 +388,7 @@ from pathlib import Path
 from training.data import DataError, pack
 faces = pack(sys.argv[1], 16, cache_dir=Path(sys.argv[2]), workers=1, progress=False)
 print(len(faces), int(faces.labels.sum()), faces.label_names)
+print((faces.path / "skipped.csv").read_text().splitlines())
 try:
     pack("hf://kaogan/none", 16, cache_dir=Path(sys.argv[2]))
 except DataError as error:
@@ -398,11 +406,15 @@ except DataError as error:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.strip().split("\n")
+    first, skipped, second = done.stdout.strip().split("\n")
     # Equal pictures share one file in the Hub's cache, and are two pictures all the same.
     assert first == "26 1 ('smile',)"
-    assert second.startswith("hf://kaogan/none could not be downloaded (Repo")
-    assert "check the name" in second
+    assert skipped == f"['name,reason', 'more/c.avif,{convert('AVIF')}']"
+    assert not any("avif" in path.name for path in (tmp_path / "hf").rglob("*"))
+    assert second.startswith(
+        "hf://kaogan/none could not be downloaded (there is no such repository, or it is private): "
+        "check the name"
+    )
 
 
 # ---------------------------------------------------------------- faults
@@ -433,7 +445,7 @@ def test_unusable_pictures_are_skipped_counted_and_listed(faces_dir, packed):
         "x6.png": "broken",
         "x7.webp": listed["x7.webp"],  # which of two depends on the WebP library
         "x8.png": "over 64 MiB",
-        "y1.png": "not an image",
+        "y1.png": "TIFF is not read; convert it to PNG or WebP",
     }
     assert listed == reasons
     assert listed["x7.webp"] in ("broken", "not an image")
@@ -441,6 +453,64 @@ def test_unusable_pictures_are_skipped_counted_and_listed(faces_dir, packed):
     assert faces.skipped["over 64 megapixels"] == 2
     shutil.copytree(faces_dir, faces_dir.parent / "good", ignore=shutil.ignore_patterns("[xy]*"))
     np.testing.assert_array_equal(faces.images, packed(str(faces_dir.parent / "good"), 16).images)
+
+
+FOREIGN = {
+    "c.avif": "AVIF", "D.TIF": "TIFF", "e.heic": "HEIC", "f.jxl": "JPEG XL", "g.svg": "SVG",
+}  # fmt: skip
+NO_PICTURES = ("Thumbs.db", "dataset.json", "._h.avif", "__MACOSX/i.avif", "metadata.parquet")
+
+
+def convert(kind: str) -> str:
+    return f"{kind} is not read; convert it to PNG or WebP"
+
+
+def test_formats_that_are_not_read_are_counted_and_listed(faces_dir, tmp_path, packed):
+    """Loose and in a zip; files that are no pictures stay unmentioned."""
+    picture = (faces_dir / "02.jpg").read_bytes()
+    files = {"a.jpg": picture, "b.jfif": picture} | dict.fromkeys((*FOREIGN, *NO_PICTURES), b"any")
+    closed = {"more.tar": b"any", "train.parquet": b"any"}
+    zip_of(tmp_path / "a.zip", {**files, **closed, "inner.zip": b"any"})
+    folder = tmp_path / "loose"
+    for name, content in {**files, **closed}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    expected = {name: convert(kind) for name, kind in FOREIGN.items()} | {
+        "more.tar": "TAR is not opened; give its pictures in a folder or a zip",
+        "train.parquet": "Parquet is not opened; give its pictures in a folder or a zip",
+    }
+    loose, zipped = packed(str(folder), 16), packed(str(tmp_path / "a.zip"), 16)
+    assert len(loose) == len(zipped) == 2
+    assert report(loose) == expected
+    assert report(zipped) == {f"a.zip/{name}": why for name, why in expected.items()} | {
+        "a.zip/inner.zip": "a zip inside a zip is not opened; unpack it"
+    }
+    assert sum(loose.skipped.values()) == 7
+    (folder / "late.avif").write_bytes(b"any")  # a pack made before does not hide it
+    assert packed(str(folder), 16).skipped[convert("AVIF")] == 2
+    for name in ("a.jpg", "b.jfif"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match=r"none of the 8 pictures .*D\.TIF: TIFF is not read"):
+        packed(str(folder), 16)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x20ftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"8BPS", "PSD"),
+    ],
+)
+def test_a_picture_under_a_wrong_name_is_called_what_it_is(folder, packed, start, kind):
+    """Sites send AVIF where .jpg was asked for."""
+    draw_face(1).save(folder / "a.png")
+    (folder / "b.jpg").write_bytes(start + bytes(100))
+    assert report(packed(str(folder), 16)) == {"b.jpg": convert(kind)}
 
 
 def test_cut_at_any_byte_is_skipped_or_read(tmp_path, packed):

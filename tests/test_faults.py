@@ -160,7 +160,9 @@ def test_full_disk_is_named_and_keeps_what_is_saved(bench, room):
         assert status == 2, printed
         assert "Traceback" not in printed
         assert "No space left" in printed or "too large" in printed
-        assert "free space in" in printed
+        sentence = next(line for line in printed.splitlines() if line.startswith("train.py: "))
+        assert sentence.count("free space") == 1, sentence  # once: two handlers see it
+        assert sentence.count("--resume latest") <= 1, sentence  # before the first step: not at all
         assert {p.name: p.read_bytes() for p in assert_intact(folder)} == saved
         ballast.unlink(missing_ok=True)
         status, printed = bench.run(folder, *flags)

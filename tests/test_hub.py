@@ -224,8 +224,8 @@ def test_every_process_stops_where_the_repository_cannot_be_made(hub, faces_dir,
     ("repo", "token", "words"),
     [
         ("faces", TOKEN, "write owner/name"),
-        ("a/b/c", TOKEN, "names no repository"),
-        ("owner/bad name", TOKEN, "names no repository"),
+        ("a/b/c", TOKEN, "names no repository: write owner/name, each of letters, digits"),
+        ("owner/bad name", TOKEN, "names no repository: write owner/name, each of letters"),
         (REPO, "", "set HF_TOKEN"),
         (REPO, "hf_wrong", "the Hub refused the token"),
         (REPO, "hf_secret\nline", "holds blanks"),
@@ -767,6 +767,91 @@ def test_what_is_not_there_is_named(hub, published, repo, revision, words):
     hub.commit(pickled, "x", {"config.json": config_file, "pytorch_model.bin": b"x"})
     with pytest.raises(ModelError, match=words):
         load_network(repo, revision=revision)
+
+
+# Files of repositories as other libraries lay them out; weights stand for any bytes.
+JUNK = b"\x80\x04weights"
+FOREIGN = {
+    "a pipeline of diffusers": {
+        "model_index.json": b'{"_class_name": "StableDiffusionPipeline"}',
+        "unet/config.json": b'{"_class_name": "UNet2DConditionModel"}',
+        "unet/diffusion_pytorch_model.safetensors": JUNK,
+        "vae/diffusion_pytorch_model.bin": JUNK,
+    },
+    "a model of diffusers ('UNet2DModel')": {
+        "config.json": b'{"_class_name": "UNet2DModel", "_diffusers_version": "0.1"}',
+        "diffusion_pytorch_model.safetensors": JUNK,
+    },
+    "a model of timm ('resnet18')": {
+        "config.json": b'{"architecture": "resnet18", "num_classes": 1000}',
+        "model.safetensors": JUNK,
+        "pytorch_model.bin": JUNK,
+    },
+    "a model of transformers (['ViTModel'])": {
+        "config.json": b'{"architectures": ["ViTModel"], "model_type": "vit"}',
+        "model.safetensors": JUNK,
+        "preprocessor_config.json": b"{}",
+    },
+    "a pickle, as StyleGAN's trainers write it and as is never loaded (stylegan2-ffhq.pkl)": {
+        "stylegan2-ffhq.pkl": JUNK,
+        "samples/0.png": JUNK,
+    },
+    "a LoRA, which only changes another model (adapter_config.json)": {
+        "adapter_config.json": b'{"peft_type": "LORA"}',
+        "adapter_model.safetensors": JUNK,
+    },
+    "a LoRA, which only changes another model (pytorch_lora_weights.safetensors)": {
+        "pytorch_lora_weights.safetensors": JUNK,
+    },
+    "pickled weights, which are never loaded (pytorch_model.bin)": {
+        "config.json": b'{"ngf": 64, "im_size": 256}',
+        "pytorch_model.bin": JUNK,
+    },
+    "weights without their sizes (model.safetensors)": {"model.safetensors": JUNK},
+    "no network": {"README.md": b"# Nothing yet"},
+}
+
+
+@pytest.mark.parametrize("found", FOREIGN)
+def test_what_another_library_left_is_named(hub, tmp_path, found, caplog, monkeypatch):
+    """On the Hub and in a folder: one sentence says what is there and what would work."""
+    files = {**FOREIGN[found], "README.md": b"# Model"}
+    hub.commit(hub.create("else/where"), "x", files)
+    for name, content in files.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(content)
+    mend = "give a folder or Hub repository with the config.json and model.safetensors"
+    for place in ("else/where", str(tmp_path / "folder")):
+        with pytest.raises(ModelError) as refused:
+            load_network(place)
+        assert f"holds {found}" in str(refused.value)
+        assert mend in str(refused.value)
+        assert "\n" not in str(refused.value)
+    opened = Studio.open("else/where")  # the page is served all the same
+    assert "else/where" in opened.notice
+    assert f"holds {found}" in caplog.text
+
+
+def test_a_run_and_a_single_file_are_named(run_folder, tmp_path):
+    with pytest.raises(ModelError, match="it is a training run; give its .*run/generator$"):
+        Studio.open(run_folder)
+    (tmp_path / "network.pkl").write_bytes(JUNK)
+    with pytest.raises(ModelError, match=r"is one file, a pickle.*network\.pkl\); give a folder"):
+        Studio.open(tmp_path / "network.pkl", fallback=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"status": 403}, "the token may not read it"),
+        ({"status": 429}, "the Hub asks for fewer requests; try later"),
+        ({"status": 503}, "the Hub answers 503; try later"),
+    ],
+)
+def test_the_hubs_refusals_are_put_in_words(hub, published, fault, words):
+    hub.fail(".*", **fault)
+    with pytest.raises(ModelError, match=f"from the Hub: {words}"):
+        load_network(REPO)
 
 
 def test_several_pages_may_pull_at_once(hub, published):

@@ -121,6 +121,31 @@ def test_sliders_and_colours_change_the_face_and_hold(page: Page, url: str, stud
     expect(page.locator('#edit-smile input[type="number"]')).to_have_value("0")
 
 
+def test_another_hair_expression_and_colouring_with_undo(page: Page, url: str, studio: Studio):
+    open_page(page, f"{url}/?seed=3")
+    wait_for_face(page, Recipe(3), studio)
+    seen = [Recipe(3)]
+    for part, mark in (("hair", "@8"), ("expression", "edit=smile"), ("colouring", "@fine")):
+        page.click(f"#another-{part}")  # at once after the last one, and still a step of its own
+        page.wait_for_function("mark => location.search.includes(mark)", arg=mark)
+        seen.append(met(page))
+    wait_for_face(page, seen[-1], studio)
+    assert apart(pixels(page, FACE), large(studio, seen[-1])) <= 2
+    hair, face, colours = seen[1:]
+    assert (hair.steps[0].layers, hair.edits, hair.mix) == ("8", (), ())
+    assert (face.steps, [edit.name for edit in face.edits]) == (hair.steps, ["smile"])
+    assert (colours.steps, colours.edits) == (face.steps, face.edits)
+    assert colours.mix[0].group == "fine"
+    expect(page.locator('#edit-smile input[type="number"]')).to_have_value(
+        f"{face.edits[0].value:g}"
+    )
+    for before in reversed(seen[:-1]):
+        page.click("#undo")
+        wait_for_face(page, before, studio)
+    page.click("#redo")
+    wait_for_face(page, hair, studio)
+
+
 def test_keys_and_the_faces_seen(page: Page, url: str, studio: Studio):
     open_page(page, f"{url}/?seed=1")
     wait_for_face(page, Recipe(1), studio)

@@ -57,6 +57,7 @@ def read_query(query: str) -> dict[str, str]:
 
 keys = st.sampled_from(["seed", "psi", "fine", "mix", "edit", "vary", "between", "w"])
 seeds = st.integers(0, SEED_MAX)
+layers = st.sampled_from(["", *GROUPS, "4", "8", "16", "32", "64"])
 edits = st.one_of(
     st.builds(Edit, st.sampled_from(SLIDERS), st.floats(-2, 2.5)),
     st.builds(
@@ -79,6 +80,7 @@ def recipes(draw: st.DrawFn, studio: Studio | None = None) -> Recipe:
         vary=draw(st.none() | st.builds(Vary, seeds, st.floats(0, 2))),
         between=draw(st.none() | st.builds(Between, seeds, st.floats(0, 1))),
         w=w,
+        steps=tuple(draw(st.lists(st.builds(Vary, seeds, st.floats(0, 2), layers), max_size=3))),
     )
 
 
@@ -162,6 +164,10 @@ def test_recipes_come_back_from_addresses_pngs_and_json_to_the_same_pixels(studi
         (lambda: Recipe(1, edits=many_edits(48, "a-rather-long-name")), "at most 1,024 characters"),
         (lambda: Recipe(1, edits=("smile",)), "edits are a list of Edit"),
         (lambda: Recipe(1, vary=0.3), "vary is a Vary or None"),
+        (lambda: Vary(1, 1, "top"), "layers are coarse, middle, fine, or the px of a block"),
+        (lambda: Vary(1, 1, "016"), "layers are coarse, middle, fine, or the px of a block"),
+        (lambda: Vary.parse("5:1@"), "a variation is SEED:RADIUS"),
+        (lambda: Recipe(1, steps=(Vary(1, 1, "4"),) * 17), "at most 16 variations, not 17"),
         (lambda: Recipe(1, w="<script>"), "w is at most 2,732 letters"),
         (lambda: Recipe(1, w="a" * 3000), "w is at most 2,732 letters"),
     ],
@@ -398,9 +404,29 @@ def test_a_variation_is_as_far_as_its_radius_says(studio: Studio):
     assert apart(*studio.draw_recipes([Recipe(1), Recipe(1, vary=Vary(5, 0.4))])) > 3
 
 
+def test_a_variation_in_some_layers_leaves_the_others(studio: Studio):
+    """And an address from before such ones were written still means all layers."""
+    whole, plain = studio.ws([Recipe(1, vary=Vary(5, 0.4)), Recipe(1)])
+    assert Recipe(1, 0.7, vary=Vary(5, 0.4)).query() == "?seed=1&psi=0.7&vary=5:0.4"
+    for layers, moved in (
+        ("coarse", slice(0, 3)), ("fine", slice(5, 9)), ("4", slice(0, 1)), ("16", slice(3, 5)),
+    ):  # fmt: skip
+        recipe = Recipe(1, vary=Vary(5, 0.4, layers))
+        assert recipe_from_query(read_query(recipe.query()), 0) == (recipe, "")
+        ws = studio.ws([recipe])[0]
+        assert torch.equal(ws[moved], whole[moved])
+        still = [at for at in range(len(ws)) if at not in range(len(ws))[moved]]
+        assert torch.equal(ws[still], plain[still])
+    both = "5:0.4,8:1@fine,9:0.5@16"
+    recipe, line = recipe_from_query({"seed": "1", "vary": f"9:2@fine,{both}"}, 0)
+    assert (recipe.texts()["vary"], line) == (both, "")
+    assert Recipe.from_json(json.dumps(recipe.to_json())) == recipe
+
+
 def test_edits_move_ws_by_their_directions(studio: Studio):
-    plain, smiling = studio.ws([Recipe(1), Recipe(1, edits=(Edit("smile", 1.5),))])
-    assert torch.allclose(smiling - plain, 1.5 * studio.directions.tensor[0], atol=1e-6)
+    plain, moved = studio.ws([Recipe(1), Recipe(1, edits=(Edit("principal-1", 1.5),))])
+    unit = studio.directions.moves["principal-1"].unit
+    assert torch.allclose(moved - plain, 1.5 * unit, atol=1e-6)
     for colour in ("#808080", "#a08070"):
         ws = studio.ws([Recipe(1, edits=(Edit("hair", colour), Edit("smile", 2)))])[0]
         predicted = studio.directions.colours["hair"].predict(ws)
@@ -410,13 +436,17 @@ def test_edits_move_ws_by_their_directions(studio: Studio):
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        (Recipe(1, edits=(Edit("smlie", 1),)), "no slider smlie here; there are smile, long-hair"),
+        (
+            Recipe(1, edits=(Edit("smlie", 1),)),
+            "no slider smlie here; there are principal-1, smile, long-hair",
+        ),
         (Recipe(1, edits=(Edit("smile", 3),)), "smile takes a number from -2 to 2.5, not 3"),
         (
             Recipe(1, edits=(Edit("smile", "#112233"),)),
             "smile takes no colour here; there are hair",
         ),
         (Recipe(1, w="AAAA"), "this latent is cut off, or of another generator"),
+        (Recipe(1, vary=Vary(5, 1, "128")), "this generator has no block of 128 px"),
     ],
 )
 def test_recipes_that_this_generator_cannot_draw(studio: Studio, recipe: Recipe, says: str):
@@ -487,8 +517,9 @@ def test_a_given_latent_is_truncated_mixed_and_edited_as_any_other(studio: Studi
     at_half = studio.ws([Recipe(0, 0.5, w=text)])[0]
     full = decode_ws(studio.G, text)
     assert torch.allclose(at_half, (full + studio.G.w_avg) / 2, atol=1e-6)
-    both = Recipe(0, 1.0, w=text, between=Between(3, 0.5), edits=(Edit("smile", 1),))
-    halfway = (full + studio.ws([Recipe(3, 1.0)])[0]) / 2 + studio.directions.tensor[0]
+    both = Recipe(0, 1.0, w=text, between=Between(3, 0.5), edits=(Edit("principal-1", 1),))
+    unit = studio.directions.moves["principal-1"].unit
+    halfway = (full + studio.ws([Recipe(3, 1.0)])[0]) / 2 + unit
     assert torch.allclose(studio.ws([both])[0], halfway, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -512,6 +513,18 @@ def test_what_the_command_refuses(
     assert says in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_a_full_disk_is_named_with_the_folder(generator_dir: Path, tmp_path: Path, capsys):
+    """A failed write names no file; a limit on their size stands in for a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))
+    try:
+        arguments = ["--seeds", "1", "--out", str(tmp_path), "--model", str(generator_dir)]
+        assert main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert capsys.readouterr().err == f"python -m studio: cannot write {tmp_path}: File too large\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The real training run: as a trainer launches it, and in forked processes, on drawn faces."""
 
+import importlib.util
 import json
 import os
 import re
@@ -419,9 +420,13 @@ def test_a_loss_that_is_no_number_stops_the_run(bench, tmp_path):
         (["--networks", "article"], "draws 96 px RGB only"),
         (["--patch", "4", "--resolution", "18"], "multiple of patch 4"),
         (["--init-from", "nowhere/at all"], "neither a folder nor a Hub repository"),
+        (["--augment", "flip"], "--augment: no augmentation is called 'flip'; choose from colour"),
+        (["--log-with", "wandb"], "--log-with wandb needs its package: pip install wandb"),
     ],
 )
 def test_faults_get_one_sentence(bench, flags, words):
+    if "wandb" in flags and importlib.util.find_spec("wandb"):
+        flags, words = ["--log-with", "trackio"], "needs its package: pip install trackio"
     status, printed = bench.run("run", "--total-kimg", "1", *flags)
     assert status == 2
     assert words in printed

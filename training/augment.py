@@ -86,7 +86,7 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     unknown = sorted(wanted - set(POLICIES))
     if unknown:
         names = ", ".join(map(repr, unknown))
-        raise ValueError(f"Unknown augmentation {names}; choose from {', '.join(POLICIES)}.")
+        raise ValueError(f"no augmentation is called {names}; choose from {', '.join(POLICIES)}")
     return tuple(name for name in POLICIES if name in wanted)
 
 

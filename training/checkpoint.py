@@ -150,10 +150,8 @@ def save_checkpoint(
     except (SafetensorError, OSError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise OSError(
-            f"could not save {path}: {error}; older checkpoints are intact, free space there and "
-            f"go on with --resume latest"
-        ) from error
+        # Without advice: that is for whoever knows how the run was started.
+        raise OSError(f"could not save {path} ({error}); older checkpoints are intact") from error
     _tidy(path, keep)
     return path
 

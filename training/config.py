@@ -328,11 +328,18 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except Exception as error:  # yaml's and json's own families of errors
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--config {path} cannot be read: {first:.300}") from error
+        raise ConfigError(f"--config {path} cannot be read: {_where_and_why(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} must hold names and values, like batch_size: 32")
     return {str(k).replace("-", "_"): v for k, v in values.items()}
+
+
+def _where_and_why(error: Exception) -> str:
+    """Say in one line what yaml or json stumbled on, and in which line of the file."""
+    mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    line = mark.line + 1 if mark else getattr(error, "lineno", None)
+    why = str(why or getattr(error, "msg", None) or error or type(error).__name__)
+    return f"line {line}: {why.splitlines()[0]:.300}" if line else f"{why.splitlines()[0]:.300}"
 
 
 def make_parser() -> argparse.ArgumentParser:

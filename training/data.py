@@ -43,6 +43,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from model import hub_fault
+
 VERSION = 1  # of the pack's layout and pixels: raise it and every pack is made anew
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 MAX_PIXELS = 64_000_000  # of one decoded picture, read from its header before decoding
@@ -57,7 +59,32 @@ MAX_DIRECTORY_BYTES = 64 * 2**20  # of a zip's list of files, some 700,000 of th
 MAX_RATIO = 200  # of a zip's unpacked to its packed size, where it unpacks to more than …
 FREE_BYTES = 256 * 2**20  # … this
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # nothing else is tried: fewer decoders to trust
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif", ".bmp"}
+)
+# Pictures that are listed as skipped: their decoders are slow, rare or had too many faults.
+UNREAD = {
+    ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".tif": "TIFF",
+    ".tiff": "TIFF", ".jxl": "JPEG XL", ".jxr": "JPEG XR", ".jp2": "JPEG 2000",
+    ".j2k": "JPEG 2000", ".jpx": "JPEG 2000", ".svg": "SVG", ".psd": "PSD", ".xcf": "XCF",
+    ".tga": "TGA", ".ico": "ICO", ".dds": "DDS", ".exr": "EXR", ".qoi": "QOI", ".pcx": "PCX",
+    ".ppm": "PPM", ".pgm": "PGM", ".pnm": "PNM", ".dng": "DNG", ".cr2": "CR2", ".cr3": "CR3",
+    ".nef": "NEF", ".arw": "ARW", ".raf": "RAF", ".orf": "ORF", ".rw2": "RW2",
+}  # fmt: skip
+# The same by their first bytes, where such a file is named like a picture that is read.
+FOREIGN = (
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JPEG XL"),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "JPEG 2000"),
+    (re.compile(rb"8BPS"), "PSD"),
+)
+# Files that hold pictures, but are not opened.
+CLOSED = {
+    ".tar": "TAR", ".tgz": "TAR", ".tar.gz": "TAR", ".7z": "7z", ".rar": "RAR",
+    ".parquet": "Parquet", ".arrow": "Arrow",
+}  # fmt: skip
 LABELS = "labels.csv"
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those with a length, and the end
 CHUNK = 64  # pictures a worker takes at a time
@@ -135,8 +162,11 @@ def _find(sources: str | Sequence[str]) -> tuple[list[_Entry], list[_Entry]]:
 
 def _expand(source: str) -> tuple[Path, list[str]]:
     """Turn a source into its root folder and its files' names there, loose files first."""
-    path = _download(source) if source.startswith("hf://") else Path(source).expanduser()
-    if path.is_dir():
+    is_remote, unread = source.startswith("hf://"), []
+    path = Path(source).expanduser()
+    if is_remote:
+        path, unread = _download(source)
+    if is_remote or path.is_dir():
         root, found = path, _walk(str(path))
     elif path.is_file():
         root, found = path.parent, iter([path.name])
@@ -147,11 +177,12 @@ def _expand(source: str) -> tuple[Path, list[str]]:
         found = (path.relative_to(root).as_posix() for path in matches)
     else:
         raise DataError(f"{source} does not exist: check the path given as data")
-    files = [
+    files = {
         (name.lower().endswith(".zip"), name)
         for name in found
         if _is_wanted(name, nested_table=False) and os.path.isfile(f"{root}/{name}")  # noqa: PTH113, quick
-    ]
+    }
+    files |= {(False, name) for name in unread}
     return root, [name for _, name in sorted(files)]
 
 
@@ -181,34 +212,50 @@ def _glob(root: Path, pattern: str) -> Iterator[Path]:
 def _is_wanted(name: str, nested_table: bool) -> bool:
     """Say whether a name is a picture's, a zip's or a label table's, and not a hidden file's."""
     parts = name.split("/")
-    if any(part.startswith(".") for part in parts):
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return False
     if parts[-1] == LABELS:
         return nested_table or len(parts) == 1
     suffix = os.path.splitext(parts[-1])[1].lower()  # noqa: PTH122, pathlib's takes ten times as long
-    return suffix in SUFFIXES or suffix == ".zip"
+    return suffix in SUFFIXES or suffix == ".zip" or bool(_why_unread(name))
+
+
+def _why_unread(name: str) -> str:
+    """Return why a file that is or holds pictures is not read, by its name; "" for others."""
+    base = name.rpartition("/")[2].lower()
+    suffix = os.path.splitext(base)[1]  # noqa: PTH122, likewise
+    if suffix in UNREAD:
+        return _convert(UNREAD[suffix])
+    kind = CLOSED.get(".tar.gz" if base.endswith(".tar.gz") else suffix)
+    # metadata.parquet describes pictures that lie beside it.
+    if kind is None or base.startswith("metadata."):
+        return ""
+    return f"{kind} is not opened; give its pictures in a folder or a zip"
+
+
+def _convert(kind: str) -> str:
+    """Word the reason for a picture of a format that is not read."""
+    return f"{kind} is not read; convert it to PNG or WebP"
 
 
 def _entries(root: Path, name: str, group: str) -> Iterator[_Entry]:
     """Yield the one entry of a loose file, or the entries of a zip by name."""
     if not name.lower().endswith(".zip"):
         path = os.path.join(root, name)  # noqa: PTH118, likewise
+        if _why_unread(name):  # of a Hub data set it was not even downloaded
+            yield _Entry(path, None, name, 0, 0, group)
+            return
         stat = os.stat(path)  # noqa: PTH116
         yield _Entry(path, None, name, stat.st_size, stat.st_mtime_ns, group)
         return
     path = root / name
-    try:
-        with _ZipReader(path) as file, zipfile.ZipFile(file) as archive:
-            infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-    except DataError:
-        raise
-    except Exception as error:  # a damaged directory raises much besides BadZipFile
-        raise DataError(
-            f"{path} is not a readable zip file ({_say(error)}): download it or build it again"
-        ) from error
+    infos = _list_zip(path)
     _refuse_bomb(path, infos.values())
     for name, info in sorted(infos.items()):
-        if not _is_wanted(name, nested_table=True) or name.lower().endswith(".zip"):
+        if not _is_wanted(name, nested_table=True):
+            continue
+        if _why_unread(name) or name.lower().endswith(".zip"):
+            yield _Entry(str(path), name, name, 0, 0, group)
             continue
         if info.flag_bits & 1:
             raise DataError(f"{path} is encrypted: unpack it and give the folder instead")
@@ -216,6 +263,19 @@ def _entries(root: Path, name: str, group: str) -> Iterator[_Entry]:
             # zipfile unpacks the others without a bound on memory.
             raise DataError(f"{path} is not packed by 'store' or 'deflate': build it again so")
         yield _Entry(str(path), name, name, info.file_size, info.CRC, group)
+
+
+def _list_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Return the files in a zip by name."""
+    try:
+        with _ZipReader(path) as file, zipfile.ZipFile(file) as archive:
+            return {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged directory raises much besides BadZipFile
+        raise DataError(
+            f"{path} is not a readable zip file ({_say(error)}): download it or build it again"
+        ) from error
 
 
 class _ZipReader(io.FileIO):
@@ -241,12 +301,16 @@ def _refuse_bomb(path: Path, infos: Iterable[zipfile.ZipInfo]) -> None:
         )
 
 
-def _download(source: str) -> Path:
-    """Fetch the pictures, zips and labels of a Hub data-set repository, hf://owner/name."""
+def _download(source: str) -> tuple[Path, list[str]]:
+    """Fetch the pictures, zips and labels of a Hub data-set repository, hf://owner/name.
+
+    Return their folder, and the names of what is not read and so was not fetched.
+    """
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source)
     if not match:
         raise DataError(f"{source} is no data set's address: write hf://owner/name[@revision]")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     endings = [LABELS, *(s for suffix in (*SUFFIXES, ".zip") for s in (suffix, suffix.upper()))]
     patterns = [f"*{ending}" for ending in endings]
@@ -255,12 +319,15 @@ def _download(source: str) -> Path:
             match[1], repo_type="dataset", revision=match[2], allow_patterns=patterns
         )
     except Exception as error:  # the Hub client raises its own, requests' and httpx's errors
-        what = f"{type(error).__name__}: {error}".split("\n")[0]
         raise DataError(
-            f"{source} could not be downloaded ({what}): check the name, the network and, "
-            "for a private data set, HF_TOKEN"
+            f"{source} could not be downloaded ({hub_fault(error)}): check the name, the network "
+            "and, for a private data set, HF_TOKEN"
         ) from error
-    return Path(folder)
+    tree = []
+    with suppress(CachedRepoTreeNotFoundError):  # fetched by an older client, and offline now
+        tree = get_cached_repo_tree(match[1], repo_type="dataset", revision=Path(folder).name)
+    names = [file.path for file in tree]
+    return Path(folder), [n for n in names if _is_wanted(n, nested_table=False) and _why_unread(n)]
 
 
 def _key(pictures: list[_Entry], tables: list[_Entry], resolution: int, channels: int) -> str:
@@ -466,7 +533,8 @@ def _decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
     except _Skip:
         raise
     except UnidentifiedImageError as error:
-        raise _Skip("not an image") from error
+        kinds = (kind for start, kind in FOREIGN if start.match(data))
+        raise _Skip(next(map(_convert, kinds), "not an image")) from error
     except Image.DecompressionBombError as error:
         raise _Skip("over 64 megapixels") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
@@ -476,6 +544,10 @@ def _decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
 
 def _read_picture(entry: _Entry, resolution: int, channels: int) -> np.ndarray:
     """Read and decode an entry; raise _Skip where it cannot be used."""
+    if why := _why_unread(entry.name):
+        raise _Skip(why)
+    if entry.name.lower().endswith(".zip"):
+        raise _Skip("a zip inside a zip is not opened; unpack it")
     if not entry.size:
         raise _Skip("empty")
     if entry.size > MAX_BYTES:
@@ -530,7 +602,8 @@ def pack(
     (hf://owner/name[@revision]). Each picture is turned upright, laid over white where it is
     transparent, cropped to its central square and resized to `resolution` px; `channels` is 3 for
     RGB or 1 for grey. Pictures keep the order of the sources and, within one, of their names.
-    Unusable ones are skipped, counted in `Faces.skipped` and listed in skipped.csv.
+    Unusable ones, and pictures in formats that are not read, are skipped, counted by reason in
+    `Faces.skipped` and listed in skipped.csv; files that are no pictures are passed over.
 
     Raises DataError where the sources hold no usable picture, a path does not exist, a zip or a
     labels.csv is malformed, or the cache folder cannot take the pack.

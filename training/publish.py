@@ -542,7 +542,10 @@ def check_repo(repo: str) -> str:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise PublishError(f"{repo!r:.100} names no repository: {error}") from error
+        raise PublishError(
+            f"{repo!r:.100} names no repository: write owner/name, each of letters, digits, - . "
+            f"and _"
+        ) from error
     if repo.count("/") != 1:
         raise PublishError(f"{repo!r:.100} names no repository: write owner/name")
     return repo

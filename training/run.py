@@ -8,6 +8,7 @@ Only here and in train.py are devices, processes and the run's folder known.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import os
@@ -193,6 +194,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"the launcher asks for {kind}, but a GAN's two networks train here under plain "
                 f"data parallelism; choose multi-GPU without it in accelerate config"
             )
+    if config.log_with and importlib.util.find_spec(config.log_with) is None:
+        raise ConfigError(
+            f"--log-with {config.log_with} needs its package: pip install {config.log_with}"
+        )
     # Emulated bf16 (before compute capability 8.0) would be slower than fp32.
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     wanted = has_bf16 if config.mixed_precision == "auto" else config.mixed_precision == "bf16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import tempfile
@@ -250,8 +251,13 @@ def slide(psi: Any, usual: float = DEFAULT_PSI) -> float:
 
 
 def fault(request: gr.Request | None, error: Exception, key: str) -> str:
-    """Return a fault for a visitor: its own sentence in English, in other languages `key`'s."""
-    if language(request) != "en":
+    """Return a fault for a visitor: its own sentence in English, in other languages `key`'s.
+
+    What the system said of a file is for the operator: it would show a visitor where files lie.
+    """
+    if isinstance(error, OSError):
+        logging.getLogger(__name__).warning("%s: %s", key, error)
+    if language(request) != "en" or isinstance(error, OSError):
         return say(request, key)
     line = str(error)
     return f"{line[:1].upper()}{line[1:]}{'' if line.endswith('.') else '.'}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.another import PARTS, another
 from studio.colours import shown_colours
 from studio.faces import NO_DIRECTIONS, NO_W
 from studio.pictures import Album
@@ -31,6 +32,7 @@ COLOURS = ("hair", "eyes")
 AT_ONCE = {"queue": False}
 FOLLOW = "(address) => window.kaogan.follow(address)"
 STEP = "(address) => window.kaogan.step({by})"
+APART = "(address) => window.kaogan.apart(address)"
 
 
 class Meet:
@@ -123,6 +125,13 @@ class Meet:
                 elem_id="restore",
                 min_width=0,
             )
+        with gr.Row(elem_id="another", visible=has_w):
+            self.another = {
+                part: gr.Button(
+                    label(f"another.{part}"), size="sm", elem_id=f"another-{part}", min_width=0
+                )
+                for part in PARTS
+            }
         self._lay_out_directions()
 
     def _lay_out_directions(self) -> None:
@@ -214,6 +223,15 @@ class Meet:
                 **busy_on(self.face),
                 **AT_ONCE,
             )
+        for part, button in self.another.items():
+            button.click(
+                self.changer(part),
+                desk.address,
+                everything,
+                js=APART,
+                **busy_on(self.face),
+                **AT_ONCE,
+            )
         self.restore.upload(self.open_png, self.restore, everything, **QUIET, **AT_ONCE)
         desk.address.change(None, desk.address, self.link, js=FOLLOW, **QUIET)
 
@@ -282,6 +300,15 @@ class Meet:
         edits = self.desk.read(address).edits if hold else ()
         return self.all(Recipe(dice(), **self.truncation(psi, fine), edits=edits))
 
+    def changer(self, part: str) -> Callable[[Any], tuple]:
+        """Return what the button for another hair, expression or colouring does."""
+
+        def change(address: Any) -> tuple:
+            desk = self.desk
+            return self.all(another(desk.studio, desk.read(address), part, dice()))
+
+        return change
+
     def reset_all(self, address: Any) -> tuple:
         """Show the seed's own face: no edits, no mix, no step aside."""
         recipe = self.desk.read(address)
@@ -299,7 +326,7 @@ class Meet:
             recipe, line, album = self.read_png(path)
             desk.forget_upload(path)
         except (ValueError, OSError) as error:
-            recipe, line, album = None, f"{error}", desk.album
+            recipe, line, album = None, fault(request, error, "fault.png"), desk.album
         if recipe is None:
             line = fault(request, ValueError(line), "fault.png")
             return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(desk.meet_outputs) - 3)
