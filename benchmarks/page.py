@@ -46,6 +46,7 @@ from benchmarks.common import (
 MOST_VISITORS, MOST_SECONDS = 200, 300
 START_SECONDS = 120
 SHARED_FACES = 96
+PACE = 5.0  # seconds from one roll of a visitor who looks at faces to the next
 
 
 def start_server(cache: Path) -> tuple[subprocess.Popen, str]:
@@ -100,11 +101,19 @@ def ask(door: HTTPConnection, seed: int) -> None:
         raise RuntimeError(answer[:200])
 
 
-def visit(address: str, seeds: itertools.count, until: float) -> tuple[list[float], list[str]]:
-    """Ask for faces until a time; return the seconds of each answer, and errors."""
+def visit(
+    address: str, seeds: itertools.count, until: float, pace: float = 0.0, wait: float = 0.0
+) -> tuple[list[float], list[str]]:
+    """Ask for faces until a time; return the seconds of each answer, and errors.
+
+    Args:
+        pace: seconds from one question to the next, where the answer comes sooner.
+        wait: seconds before the first one.
+    """
     seconds, errors = [], []
     # Python's own client: at 50 visitors a richer one took as much processor time as the server.
     with contextlib.closing(HTTPConnection(urlsplit(address).netloc, timeout=60)) as door:
+        time.sleep(wait)
         while time.monotonic() < until:
             start = time.perf_counter()
             try:
@@ -113,15 +122,22 @@ def visit(address: str, seeds: itertools.count, until: float) -> tuple[list[floa
             except (OSError, HTTPException, RuntimeError) as error:
                 errors.append(f"{type(error).__name__}: {error}")
                 door.close()
+            time.sleep(max(0.0, pace - (time.perf_counter() - start)))
     return seconds, errors
 
 
-def load(address: str, pid: int, visitors: int, seconds: float, first_seed: int) -> dict:
-    """Let visitors ask the server of a process at once; return what they met."""
+def load(
+    address: str, pid: int, visitors: int, seconds: float, first_seed: int, pace: float = 0.0
+) -> dict:
+    """Let visitors ask the server of a process at once; return what they met.
+
+    With a `pace`, each asks once in so many seconds, one visitor after another.
+    """
     seeds, until = itertools.count(first_seed), time.monotonic() + seconds
     start, own, theirs = time.perf_counter(), time.process_time(), cpu_seconds(pid)
     with ThreadPoolExecutor(visitors) as crowd:
-        met = list(crowd.map(lambda _: visit(address, seeds, until), range(visitors)))
+        waits = (pace * index / visitors for index in range(visitors))
+        met = list(crowd.map(lambda wait: visit(address, seeds, until, pace, wait), waits))
     took = time.perf_counter() - start
     own, theirs = time.process_time() - own, cpu_seconds(pid) - theirs
     times = [t for answers, _ in met for t in answers]
@@ -167,7 +183,7 @@ def speed_of_films(turns: int = 3) -> dict:
 
     prepare_cpu()
     studio, faces = Studio.open(), [Recipe(7), Recipe(42), Recipe(9)]
-    rates: dict[str, list[float]] = {"drawn": [], "written": []}
+    rates: dict[str, list[float]] = {"drawn": [], "written": [], "quick": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         for turn in range(turns + 1):
@@ -176,9 +192,12 @@ def speed_of_films(turns: int = 3) -> dict:
             drawn = time.perf_counter()
             write_film(path, studio, faces, seconds=1, fps=60)
             written = time.perf_counter()
+            write_film(path, studio, faces, seconds=1, fps=60, quick=True)
+            quick = time.perf_counter()
             if turn:  # the first one warms up
                 rates["drawn"].append(count / (drawn - start))
                 rates["written"].append(count / (written - drawn))
+                rates["quick"].append(count / (quick - written))
     return {"frames": count, "px": studio.size} | {k: round(median(v)) for k, v in rates.items()}
 
 
@@ -188,7 +207,7 @@ def measure(visitors: int, seconds: float) -> dict:
         server, address = start_server(Path(cache))
         # Nothing is left running where this process is told to end.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        stop = threading.Timer(seconds * 4 + 300, server.kill)
+        stop = threading.Timer(seconds * 5 + 300, server.kill)
         stop.start()
         try:
             load(address, server.pid, 2, 2, 10_000_000)
@@ -196,6 +215,7 @@ def measure(visitors: int, seconds: float) -> dict:
             one = load(address, server.pid, 1, min(seconds, 10), 20_000_000)
             load(address, server.pid, visitors, min(seconds, 5), 30_000_000)  # fills all buffers
             before = memory(server.pid)
+            calm = load(address, server.pid, visitors, seconds, 50_000_000, PACE)
             many = load(address, server.pid, visitors, seconds, 40_000_000)
             after = memory(server.pid)
         finally:
@@ -204,6 +224,7 @@ def measure(visitors: int, seconds: float) -> dict:
             server.wait(20)
     return {
         "one": one,
+        "calm": calm | {"visitors": f"{visitors}, one roll each {PACE:g} s"},
         "many": many,
         "memory_mb": {"before": round(before), "after": round(after)},
         "sharing": gain_of_sharing(),
@@ -235,7 +256,7 @@ def main() -> None:
     rows = [
         [m["visitors"], m["answers"], m["p50_ms"], m["p95_ms"], m["faces_per_second"],
          m["server_cpu_ms"], m["visitors_cpu_ms"], m["error_count"]]
-        for m in (figures["one"], figures["many"])
+        for m in (figures["one"], figures["calm"], figures["many"])
     ]  # fmt: skip
     head = ["visitors", "answers", "p50, ms", "p95, ms", "faces/s", "server, ms", "visitors, ms",
             "errors"]  # fmt: skip
@@ -246,7 +267,8 @@ def main() -> None:
         f"Drawing for 16 callers at once: one by one {sharing['one_by_one']} faces/s, sharing "
         f"forwards {sharing['shared']} faces/s, {sharing['gain']} times. "
         f"A film of {film['frames']} frames at {film['px']} px: {film['drawn']} frames/s drawn, "
-        f"{film['written']} with enlarging to 512 px and writing the MP4.\n\n"
+        f"{film['written']} with the enlarger to 512 px and writing the MP4, {film['quick']} with "
+        f"Lanczos' filter instead.\n\n"
         f"{args.seconds:g} s of {figures['many']['visitors']} visitors in a process beside the "
         f"server; *server* and *visitors* are processor time for one answer. {machine()}."
     )
