@@ -538,8 +538,8 @@ class ToRGB(nn.Module):
         weight = self.weight.flatten(1) * style[:, None]  # [N, img_channels, in]
         n, c, h, wide = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(n, h * wide, c)  # a view, in channels_last
-        picture = weight.to(x.dtype) @ pixels.transpose(1, 2)
-        return picture.add_(self.bias.to(x.dtype)[:, None]).view(n, -1, h, wide)
+        picture = at_least_float32(weight.to(x.dtype) @ pixels.transpose(1, 2))
+        return picture.add_(self.bias[:, None]).view(n, -1, h, wide)
 
 
 class ToPatches(nn.Module):
@@ -561,8 +561,14 @@ class ToPatches(nn.Module):
         """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H·patch, W·patch]`."""
         style = self.affine(w).to(x.dtype)
         pixels = F.conv2d(x * style[:, :, None, None], self.weight, self.bias, padding=1)
+        pixels = at_least_float32(pixels)
         pixels = pixels.contiguous()  # three channels are shuffled and added quicker plane by plane
         return smooth_patches(F.pixel_shuffle(pixels, self.patch), self.patch)
+
+
+def at_least_float32(picture: Tensor) -> Tensor:
+    """Widen a picture of 16 bits: summed in bf16, near white its steps are half an 8-bit level."""
+    return picture.to(torch.promote_types(picture.dtype, torch.float32))
 
 
 def upsample(x: Tensor, factor: int = 2) -> Tensor:

@@ -119,10 +119,10 @@ def d_step(run: Run) -> None:
     for part in range(config.gradient_accumulation):
         with run.accelerator.accumulate(*filter(None, (run.D, run.A))):
             real = real_batch(run, part)
-            with torch.no_grad(), run.accelerator.autocast():
+            with torch.no_grad(), run.precision.autocast():
                 fake = run.G_raw(latents(run, D_LATENTS, part))
             fake = fake.float()
-            with run.accelerator.autocast():
+            with run.precision.autocast():
                 loss, stats = d_loss(
                     run.D,
                     augmented(run, real, REAL_AUGMENT, part),
@@ -145,7 +145,7 @@ def teach_aid(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tens
     set_lr(run.A_opt, run.config.aid_lr, run)
     real = augmented(run, real, AID_REAL, part, AID_POLICY)
     fake = augmented(run, fake, AID_FAKE, part, AID_POLICY)
-    with run.accelerator.autocast():
+    with run.precision.autocast():
         loss, stats = d_loss(run.A, real, fake, run.config.objective)
     run.accelerator.backward(loss)
     run.A_opt.step()
@@ -163,7 +163,7 @@ def g_step(run: Run) -> None:
         critic.requires_grad_(False)
     for part in range(config.gradient_accumulation):
         with run.accelerator.accumulate(run.G):
-            with run.accelerator.autocast():
+            with run.precision.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
                 loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
                 if run.A:

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -34,6 +33,7 @@ from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
 from training.config import parse_arguments as parse_settings
+from training.precision import Precision
 
 OURS = "train.py"  # the way that others are compared with
 
@@ -54,12 +54,14 @@ class Way:
 
     Args:
         settings: what differs from the run's settings.
+        precision: what the step computes with, where that is not the run's choice.
         around: makes the context that steps run in.
         plain: whether weights lie plane by plane.
         compiled: whether the networks are compiled.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = ""
     around: Callable[[], Any] = contextlib.nullcontext
     plain: bool = False
     compiled: bool = False
@@ -68,7 +70,7 @@ class Way:
 WAYS = {
     OURS: Way(),
     "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
-    "in bf16": Way(around=partial(torch.autocast, "cpu", torch.bfloat16)),
+    "in bf16": Way(precision="bf16"),
     "not channels_last": Way(around=PlainLayout, plain=True),
     "compiled": Way(compiled=True),
 }
@@ -94,8 +96,9 @@ class Stepper(Ours):
         for network in self.networks() if way.compiled else ():
             network.compile()
             self.compiled = self.D._compiled_call_impl
-        mixed = self.run.accelerator.mixed_precision == "bf16" or name == "in bf16"
-        self.dtype = torch.bfloat16 if mixed else torch.float32
+        if way.precision:
+            self.run.precision = Precision(way.precision, self.device)
+        self.dtype = self.run.precision.dtype
 
     def networks(self) -> list[torch.nn.Module]:
         """Return every network that learns."""

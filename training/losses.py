@@ -9,6 +9,7 @@ finite where the logarithm of a rounded probability is not.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ def d_loss(
         with torch.no_grad():
             judged = embed(judged)
     judged.requires_grad_(penalised)
-    with torch.autocast(judged.device.type, enabled=not penalised and _autocasting(judged)):
+    with _in_float32(judged.device) if penalised else contextlib.nullcontext():
         logits = D(judged).float()
     real_logits, fake_logits = logits.chunk(2)
     loss = OBJECTIVES[objective].d(real_logits, fake_logits, real_label)
@@ -170,6 +171,6 @@ def g_loss(
     return loss, {"g_loss": loss.detach()}
 
 
-def _autocasting(pictures: Tensor) -> bool:
-    """Tell whether an outer autocast is on for the pictures' device."""
-    return torch.is_autocast_enabled(pictures.device.type)
+def _in_float32(device: torch.device) -> torch.autocast:
+    """Return a context that switches an outer autocast off."""
+    return torch.autocast(device.type, enabled=False)

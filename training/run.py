@@ -49,6 +49,7 @@ from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoi
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
 from training.metrics import build_extractor
+from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
 from training.transfer import init_from
@@ -74,6 +75,7 @@ class Run:
     G_ema: nn.Module
     G_opt: Any
     D_opt: Any
+    precision: Precision
     A: nn.Module | None = None  # the second critic, with --aid-weight
     A_opt: Any = None
     nimg: int = 0  # images seen, over all processes
@@ -137,9 +139,11 @@ def build(config: TrainConfig) -> Run:
         world_size=accelerator.num_processes,
         device=accelerator.device,
     )
+    precision = choose_precision(config.mixed_precision, accelerator.device)
     run = Run(
-        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
-    )
+        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:],
+        precision,
+    )  # fmt: skip
     run.publisher, run.lock = publisher, lock
     if config.aid_weight:
         add_aid(run)
@@ -182,7 +186,7 @@ def add_aid(run: Run) -> None:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Set up processes, devices and precision; a CPU always computes in fp32.
+    """Set up processes and devices.
 
     What `accelerate launch` says of accumulation, precision and compilation is not asked: the
     flags of this script decide, so that a run does not depend on who launched it.
@@ -193,11 +197,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
                 f"the launcher asks for {kind}, but a GAN's two networks train here under plain "
                 f"data parallelism; choose multi-GPU without it in accelerate config"
             )
-    # Emulated bf16 (before compute capability 8.0) would be slower than fp32.
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = has_bf16 if config.mixed_precision == "auto" else config.mixed_precision == "bf16"
     accelerator = Accelerator(
-        mixed_precision="bf16" if wanted and torch.cuda.is_available() else "no",
+        mixed_precision="no",  # training.precision says why
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation
         ),
@@ -380,7 +381,7 @@ def greet(run: Run) -> None:
         + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
         + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "
-        f"precision {run.accelerator.mixed_precision}"
+        f"precision {run.precision.name}"
     )
 
 
