@@ -48,8 +48,8 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
-AID_REAL, AID_FAKE, AID_G, AID_PAIR = range(6, 10)
-AID_POLICY = "translation,cutout"  # without it the second critic, which knows pictures, soon wins
+PROJECTED_REAL, PROJECTED_FAKE, PROJECTED_G, PROJECTED_PAIR = range(6, 10)
+PROJECTED_POLICY = "translation,cutout"  # without it the projected discriminator soon wins
 
 FAULTS = (
     ConfigError, DataError, CheckpointError, ModelError, MetricsError, PublishError, TrainingError,
@@ -111,13 +111,13 @@ def step(run: Run) -> None:
 
 
 def d_step(run: Run) -> None:
-    """Teach D, and the second critic if there is one, a batch of real and generated pictures."""
+    """Teach D, and a projected discriminator beside it, a batch of real and generated pictures."""
     config = run.config
     penalised = (run.nimg // config.batch_size) % config.penalty_interval == 0
     scale = config.penalty_interval if penalised else 0  # lazy: rarer and stronger by as much
     set_lr(run.D_opt, config.d_lr, run)
     for part in range(config.gradient_accumulation):
-        with run.accelerator.accumulate(*filter(None, (run.D, run.A))):
+        with run.accelerator.accumulate(*filter(None, (run.D, run.P))):
             real = real_batch(run, part)
             with torch.no_grad(), run.precision.autocast():
                 fake = run.G_raw(latents(run, D_LATENTS, part))
@@ -135,22 +135,22 @@ def d_step(run: Run) -> None:
             run.accelerator.backward(loss)
             run.D_opt.step()
             run.D_opt.zero_grad()
-            if run.A:
-                stats |= teach_aid(run, real, fake, part)
+            if run.P:
+                stats |= teach_projected(run, real, fake, part)
         note(run, stats)
 
 
-def teach_aid(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
-    """Teach the second critic the pictures that D was taught; return its numbers for the log."""
-    set_lr(run.A_opt, run.config.aid_lr, run)
-    real = augmented(run, real, AID_REAL, part, AID_POLICY)
-    fake = augmented(run, fake, AID_FAKE, part, AID_POLICY)
+def teach_projected(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
+    """Teach the projected discriminator what D was taught; return its numbers for the log."""
+    set_lr(run.P_opt, run.config.projected_lr, run)
+    real = augmented(run, real, PROJECTED_REAL, part, PROJECTED_POLICY)
+    fake = augmented(run, fake, PROJECTED_FAKE, part, PROJECTED_POLICY)
     with run.precision.autocast():
-        loss, stats = d_loss(run.A, real, fake, run.config.objective)
+        loss, stats = d_loss(run.P, real, fake, run.config.objective)
     run.accelerator.backward(loss)
-    run.A_opt.step()
-    run.A_opt.zero_grad()
-    return {f"aid_{name}": value for name, value in stats.items()}
+    run.P_opt.step()
+    run.P_opt.zero_grad()
+    return {f"projected_{name}": value for name, value in stats.items()}
 
 
 def g_step(run: Run) -> None:
@@ -158,7 +158,7 @@ def g_step(run: Run) -> None:
     config = run.config
     set_lr(run.G_opt, config.g_lr, run)
     # The bare critics: their gradients are not wanted here, so neither is their exchange.
-    critics = [run.D_raw, run.A_raw] if run.A else [run.D_raw]
+    critics = [run.D_raw, run.P_raw] if run.P else [run.D_raw]
     for critic in critics:
         critic.requires_grad_(False)
     for part in range(config.gradient_accumulation):
@@ -166,10 +166,11 @@ def g_step(run: Run) -> None:
             with run.precision.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
                 loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
-                if run.A:
-                    aid, more = persuade(run, run.A_raw, fake, part, (AID_G, AID_PAIR), AID_POLICY)
-                    loss = loss + config.aid_weight * aid
-                    stats |= {f"aid_{name}": value for name, value in more.items()}
+                if run.P:
+                    streams = (PROJECTED_G, PROJECTED_PAIR)
+                    second, more = persuade(run, run.P_raw, fake, part, streams, PROJECTED_POLICY)
+                    loss = loss + config.projected_weight * second
+                    stats |= {f"projected_{name}": value for name, value in more.items()}
             run.accelerator.backward(loss)
             if config.gradient_norm and run.accelerator.sync_gradients:
                 stats["g_gradient"] = gradient_norm(run.G_raw)

@@ -20,7 +20,7 @@ OURS = {"kaogan": "kaogan-64", "article": "article-bce", "article-deconv": "arti
 FASTER = {  # what train.py offers for little time
     "kaogan-quick": PRESETS["quick-64"],
     "kaogan-patch": {"patch": 2},
-    "kaogan-aid": {"patch": 2, "aid_weight": 1.0},
+    "kaogan-projected": {"patch": 2, "projected_weight": 1.0},
 }
 NAMES = (*OURS, *FASTER, "kaogan-bare", "dcgan")
 PATCHED = 128  # px from which Kaogan paints patches of 2, and of 4 at twice as many

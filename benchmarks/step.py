@@ -1,7 +1,7 @@
 """What of a device's speed a training step reaches: formats, precisions and compilation in turns.
 
 python -m benchmarks.step                                       # this device, the default recipe
-python -m benchmarks.step --resolution 128 --patch 2 --aid-weight 0.5        # flags of train.py
+python -m benchmarks.step --resolution 128 --projected-weight 0.5          # flags of train.py
 python -m benchmarks.step --preset kaogan-128 --batch-size 256 --profile     # and where time goes
 python -m benchmarks.step --quick                               # seconds, nothing compiled
 
@@ -102,7 +102,7 @@ class Stepper(Ours):
 
     def networks(self) -> list[torch.nn.Module]:
         """Return every network that learns."""
-        return [self.G, self.D, *([self.run.A_raw] if self.run.A else [])]
+        return [self.G, self.D, *([self.run.P_raw] if self.run.P else [])]
 
     def step(self) -> None:
         """Take one step of train.py's."""

@@ -26,6 +26,12 @@ from training.projected import MIN_PX
 
 MAX_FILE_BYTES = 64 * 1024  # of a file of settings
 SECRETS = ("hub_token",)  # never written to a file nor shown
+# What settings were called once; runs of then are still published and resumed.
+RENAMED = {
+    "aid_weight": "projected_weight",
+    "aid_lr": "projected_lr",
+    "aid_resolution": "projected_resolution",
+}
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
 
 
@@ -60,11 +66,11 @@ class TrainConfig:
         "D of kaogan: residual, or projected (heads on frozen features; try hinge, --r1-gamma 0)",
         ("residual", "projected"),
     )
-    aid_weight: float = setting(
-        0.0, "weight in G's loss of a second, projected critic beside a residual D; 0: none"
+    projected_weight: float = setting(
+        0.0, "weight in G's loss of a projected discriminator beside a residual D; 0: none"
     )
-    aid_resolution: int = setting(
-        0, "px at which the second critic looks, the pictures reduced; 0: as they are"
+    projected_resolution: int = setting(
+        0, "px at which that discriminator looks, the pictures reduced; 0: as they are"
     )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
@@ -75,7 +81,8 @@ class TrainConfig:
     group_size: int = setting(4, "pictures whose statistics D sees together")
     patch: int = setting(1, "px of a side that one place of G's last level paints", PATCHES)
     init_from: str = setting(
-        "", "folder or Hub repository whose generator/ and discriminator/ give first weights"
+        "",
+        "folder or Hub repository; its generator/, discriminator/, projected/ give first weights",
     )
 
     # Objective
@@ -93,7 +100,7 @@ class TrainConfig:
     gradient_accumulation: int = setting(1, "parts into which a process splits its batch")
     g_lr: float = setting(2e-3, "Adam's step size for G")
     d_lr: float = setting(2e-3, "Adam's step size for D")
-    aid_lr: float = setting(1e-4, "Adam's step size for the second critic")
+    projected_lr: float = setting(1e-4, "Adam's step size for the projected discriminator")
     beta1: float = setting(0.0, "Adam's decay of the mean")
     beta2: float = setting(0.99, "Adam's decay of the square")
     anneal_kimg: float = setting(0.0, "thousand images over which step sizes fall; 0: constant")
@@ -143,12 +150,12 @@ class TrainConfig:
         except ValueError as error:
             raise ConfigError(f"--augment: {error}") from error
         self.metric_marks()
-        if self.aid_weight and (self.networks, self.critic) != ("kaogan", "residual"):
-            raise ConfigError("--aid-weight needs --networks kaogan and --critic residual")
-        if self.aid_resolution and not MIN_PX <= self.aid_resolution <= self.resolution:
+        if self.projected_weight and (self.networks, self.critic) != ("kaogan", "residual"):
+            raise ConfigError("--projected-weight needs --networks kaogan and --critic residual")
+        if self.projected_resolution and not MIN_PX <= self.projected_resolution <= self.resolution:
             raise ConfigError(
-                f"--aid-resolution must be 0, or {MIN_PX} to --resolution ({self.resolution}), "
-                f"not {self.aid_resolution}"
+                f"--projected-resolution must be 0, or {MIN_PX} to --resolution "
+                f"({self.resolution}), not {self.projected_resolution}"
             )
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
@@ -159,7 +166,7 @@ class TrainConfig:
 
     def _check_ranges(self) -> None:
         """Refuse numbers outside their range."""
-        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr", "aid_lr")
+        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr", "projected_lr")
         at_least_1 = (
             "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
             "grid_ticks",
@@ -293,6 +300,9 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= layer
+    for old, new in RENAMED.items():
+        if old in merged:
+            raise ConfigError(f"{old} is now called {new}; rename it")
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     if unknown := sorted(str(k) for k in set(merged) - known):
         raise ConfigError(f"unknown setting {', '.join(unknown)[:200]}; --help lists all")
@@ -300,6 +310,11 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
         data = merged["data"]
         merged["data"] = (data,) if isinstance(data, str) else tuple(data)
     return TrainConfig(**merged)
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run wrote down, by the names that they have today."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -335,6 +350,14 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return {str(k).replace("-", "_"): v for k, v in values.items()}
 
 
+class _OldFlag(argparse.Action):
+    """Refuses a flag's old name with its new one."""
+
+    def __call__(self, _parser: Any, _names: Any, _value: Any, option: str | None = None) -> None:
+        new = RENAMED[self.dest]
+        raise ConfigError(f"{option} is now called {flag(new)}; give that instead")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Derive the command line from TrainConfig."""
     parser = argparse.ArgumentParser(
@@ -355,6 +378,8 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             choices = spec.metadata["choices"] or None
             parser.add_argument(flag(spec.name), type=kind, choices=choices, help=about)
+    for old in RENAMED:
+        parser.add_argument(flag(old), action=_OldFlag, help=argparse.SUPPRESS)
     return parser
 
 

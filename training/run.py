@@ -52,7 +52,7 @@ from training.metrics import build_extractor
 from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
-from training.transfer import init_from
+from training.transfer import init_from, init_heads
 
 
 class TrainingError(RuntimeError):
@@ -76,8 +76,8 @@ class Run:
     G_opt: Any
     D_opt: Any
     precision: Precision
-    A: nn.Module | None = None  # the second critic, with --aid-weight
-    A_opt: Any = None
+    P: nn.Module | None = None  # projected discriminator beside D, with --projected-weight
+    P_opt: Any = None
     nimg: int = 0  # images seen, over all processes
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
@@ -93,20 +93,22 @@ class Run:
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a checkpoint holds, by name; no average where there is none."""
         networks = {"G": self.G_raw, "D": self.D_raw}
-        if self.A:
-            networks["A"] = self.A_raw
+        if self.P:
+            networks["projected"] = self.P_raw
         return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
 
     @property
-    def A_raw(self) -> nn.Module:
-        """The second critic, bare."""
-        return self.accelerator.unwrap_model(self.A)
+    def P_raw(self) -> nn.Module:
+        """The projected discriminator beside D, bare."""
+        return self.accelerator.unwrap_model(self.P)
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers that a checkpoint holds, by name."""
         optimizers = {"G_opt": self.G_opt.optimizer, "D_opt": self.D_opt.optimizer}
-        return {**optimizers, "A_opt": self.A_opt.optimizer} if self.A else optimizers
+        if self.P:
+            optimizers["projected_opt"] = self.P_opt.optimizer
+        return optimizers
 
 
 def build(config: TrainConfig) -> Run:
@@ -145,8 +147,8 @@ def build(config: TrainConfig) -> Run:
         precision,
     )  # fmt: skip
     run.publisher, run.lock = publisher, lock
-    if config.aid_weight:
-        add_aid(run)
+    if config.projected_weight:
+        add_projected(run, "" if checkpoint else config.init_from)
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
@@ -173,16 +175,19 @@ def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
     return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
 
 
-def add_aid(run: Run) -> None:
-    """Give a run its second critic, which sees what D, learning from nothing, does not yet.
+def add_projected(run: Run, source: str) -> None:
+    """Give a run a projected discriminator beside D, with the heads of `source` where it has some.
 
-    Kumari et al. 2022 (arXiv 2112.09130).
+    It sees what D, learning from nothing, does not yet (Kumari et al. 2022, arXiv 2112.09130).
     """
     config, device = run.config, run.accelerator.device
-    critic = ProjectedDiscriminator(config.aid_resolution or config.resolution, config.img_channels)
-    critic = critic.to(device, memory_format=torch.channels_last)
-    optimizer = make_adam(critic, config.aid_lr, config)
-    run.A, run.A_opt = run.accelerator.prepare(critic, optimizer)
+    size = config.projected_resolution or config.resolution
+    P = ProjectedDiscriminator(size, config.img_channels)
+    if source:
+        init_heads(source, P, run.accelerator.print)
+    P = P.to(device, memory_format=torch.channels_last)
+    optimizer = make_adam(P, config.projected_lr, config)
+    run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

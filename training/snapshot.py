@@ -60,6 +60,8 @@ def save(run: Run) -> None:
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
         save_network(run.G_ema, run.folder / "generator")
         save_network(run.D_raw, run.folder / "discriminator")
+        if run.P:
+            save_network(run.P_raw, run.folder / "projected")
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
