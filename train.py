@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +39,8 @@ from training.data import DataError
 from training.losses import OBJECTIVES, d_loss, g_loss
 from training.metrics import MetricsError
 from training.publish import PublishError, kimg_text
-from training.run import Run, TrainingError, build, minutes
+from training.run import Run, TrainingError, build, minutes, training_minutes
+from training.schedule import fit, step_size
 from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
 
 LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
@@ -72,16 +73,18 @@ def train(config: TrainConfig) -> Path:
     restore = catch_signals(run)
     try:
         with tqdm(
-            total=round(config.total_kimg, 3),
+            total=shown_total(run),
             initial=run.nimg / 1000,
             unit="kimg",
             disable=not run.accelerator.is_main_process,
-            bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
+            bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} kimg [{elapsed}<{remaining}{postfix}]",
         ) as bar:
             tick(run, bar) if run.nimg == 0 else None
             while not (reason := stop_reason(run)):
                 step(run)
-                bar.update(min(config.batch_size / 1000, bar.total - bar.n))  # no more than whole
+                fit_schedule(run)
+                bar.total = shown_total(run)
+                bar.update(min(run.nimg / 1000, bar.total or math.inf) - bar.n)  # at most whole
                 if tick_due(run):
                     tick(run, bar)
                 if measure_due(run):
@@ -135,7 +138,7 @@ def d_step(run: Run) -> None:
             run.accelerator.backward(loss)
             run.D_opt.step()
             run.D_opt.zero_grad()
-            if run.P:
+            if projecting(run):
                 stats |= teach_projected(run, real, fake, part)
         note(run, stats)
 
@@ -158,7 +161,7 @@ def g_step(run: Run) -> None:
     config = run.config
     set_lr(run.G_opt, config.g_lr, run)
     # The bare critics: their gradients are not wanted here, so neither is their exchange.
-    critics = [run.D_raw, run.P_raw] if run.P else [run.D_raw]
+    critics = [run.D_raw, run.P_raw] if projecting(run) else [run.D_raw]
     for critic in critics:
         critic.requires_grad_(False)
     for part in range(config.gradient_accumulation):
@@ -166,7 +169,7 @@ def g_step(run: Run) -> None:
             with run.precision.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
                 loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
-                if run.P:
+                if projecting(run):
                     streams = (PROJECTED_G, PROJECTED_PAIR)
                     second, more = persuade(run, run.P_raw, fake, part, streams, PROJECTED_POLICY)
                     loss = loss + config.projected_weight * second
@@ -219,13 +222,14 @@ def update_ema(run: Run) -> None:
 
 def set_lr(optimizer: Any, lr: float, run: Run) -> None:
     """Set the step size for the images seen so far."""
-    config = run.config
-    if config.anneal_kimg:
-        done = min(1.0, run.nimg / (config.anneal_kimg * 1000))
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        lr *= config.anneal_to + (1 - config.anneal_to) * cosine
+    lr *= step_size(run.config, run.schedule, run.nimg)
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def projecting(run: Run) -> bool:
+    """Tell whether a projected discriminator takes part in this step."""
+    return run.P is not None and 0 <= run.schedule.projected_from <= run.nimg
 
 
 # ------------------------------------------------------------------------------------------
@@ -298,15 +302,36 @@ def catch_signals(run: Run) -> Any:
     return lambda: [signal.signal(s, handler) for s, handler in old.items()]
 
 
+def fit_schedule(run: Run) -> None:
+    """Fix the end of a run that is to fit its time, once its speed is known; on all processes."""
+    several = run.accelerator.num_processes > 1
+    if run.schedule.end or (several and (run.nimg // run.config.batch_size) % AGREE_STEPS):
+        return
+    settle = torch.cuda.synchronize if run.accelerator.device.type == "cuda" else lambda: None
+    times = (60 * minutes(run), 60 * training_minutes(run))
+    said = fit(run.schedule, run.config, run.nimg, *times, settle)
+    if several:  # the first one's clock decides
+        marks = broadcast_object_list([run.schedule.end, run.schedule.projected_from])
+        run.schedule.end, run.schedule.projected_from = marks
+    if said and run.accelerator.is_main_process:
+        tqdm.write(said)
+
+
+def shown_total(run: Run) -> float | None:
+    """Return the thousand images of the whole run for the bar, or None while they are unknown."""
+    return float(f"{run.schedule.end / 1000:.3f}") or None
+
+
 def stop_reason(run: Run) -> str:
     """Return why the run ends now, or an empty text; the same on every process."""
-    if run.nimg >= run.config.total_kimg * 1000:
-        return "total-kimg reached"
+    if run.schedule.end and run.nimg >= run.schedule.end:
+        fitted = "all images of its time seen (--total-kimg adds some)"
+        return fitted if run.schedule.fitted else "total-kimg reached"
     several = run.accelerator.num_processes > 1
     if several and (run.nimg // run.config.batch_size) % AGREE_STEPS:
         return ""
     reason = f"{STOPPED} {run.stop_signal}" if run.stop_signal else ""
-    if run.config.max_minutes and minutes(run) >= run.config.max_minutes:
+    if run.config.max_minutes and minutes(run) >= training_minutes(run):
         reason = reason or "max-minutes reached"
     if several:  # the first that any of them has
         reason = next(filter(None, gather_object([reason])), "")
@@ -334,7 +359,7 @@ def measure_due(run: Run) -> bool:
     """Tell whether the last batch went past a mark of --metric-at; the end measures by itself."""
     before = run.nimg - run.config.batch_size
     marks = [1000 * mark for mark in run.config.metric_marks()]
-    return run.nimg < run.config.total_kimg * 1000 and any(before < m <= run.nimg for m in marks)
+    return not run.nimg >= run.schedule.end > 0 and any(before < m <= run.nimg for m in marks)
 
 
 def tick(run: Run, bar: tqdm) -> None:
@@ -347,6 +372,7 @@ def tick(run: Run, bar: tqdm) -> None:
         "kimg": run.nimg / 1000,
         "minutes": round(run.seconds / 60 + minutes(run), 3),
         "images_per_s": round(speed, 2),
+        **({"total_kimg": run.schedule.end / 1000} if run.schedule.end else {}),
         **{k: float(f"{v:.6g}") for k, v in stats.items()},
     }
     ticks = round(run.nimg / (run.config.tick_kimg * 1000))

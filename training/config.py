@@ -72,6 +72,9 @@ class TrainConfig:
     projected_resolution: int = setting(
         0, "px at which that discriminator looks, the pictures reduced; 0: as they are"
     )
+    projected_from: float = setting(
+        0.0, "share of the run from which that discriminator takes part"
+    )
     channel_base: int = setting(1536, "channels of a level of r px: channel-base / r …")
     channel_max: int = setting(192, "… but at most this many")
     g_channel_min: int = setting(16, "… and in G at least this many; D has 16 or more")
@@ -103,8 +106,13 @@ class TrainConfig:
     projected_lr: float = setting(1e-4, "Adam's step size for the projected discriminator")
     beta1: float = setting(0.0, "Adam's decay of the mean")
     beta2: float = setting(0.99, "Adam's decay of the square")
+    warmup_kimg: float = setting(0.0, "thousand images over which step sizes rise; 0: at once")
     anneal_kimg: float = setting(0.0, "thousand images over which step sizes fall; 0: constant")
-    anneal_to: float = setting(0.1, "step sizes at the end of the fall, as a share")
+    anneal_from: float = setting(
+        0.0, "share of the run from which step sizes fall; 1: never; 0: never, but from 0.5 on "
+        "where --max-minutes decides the run's length",
+    )  # fmt: skip
+    anneal_to: float = setting(0.03, "step sizes at the end of the fall, as a share")
     ema_kimg: float = setting(10.0, "half-life of the average of G, thousand images; 0: none")
     ema_rampup: float = setting(0.05, "half-life is at most this share of the images seen")
     mixed_precision: str = setting(
@@ -116,7 +124,10 @@ class TrainConfig:
     # The run
     out: str = setting("runs/kaogan", "folder of the run")
     resume: str = setting("", "latest, or the path of a checkpoint to go on from")
-    total_kimg: float = setting(1000.0, "thousand images after which the run ends")
+    total_kimg: float = setting(
+        0.0, "thousand images after which the run ends; 0: what --max-minutes has time for, "
+        "without it 1000",
+    )  # fmt: skip
     max_minutes: float = setting(0.0, "minutes after which this launch ends; 0: no limit")
     tick_kimg: float = setting(4.0, "thousand images from one line and grid to the next")
     grid_ticks: int = setting(1, "ticks from one sample grid to the next")
@@ -157,6 +168,7 @@ class TrainConfig:
                 f"--projected-resolution must be 0, or {MIN_PX} to --resolution "
                 f"({self.resolution}), not {self.projected_resolution}"
             )
+        self._check_schedule()
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
         if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
@@ -164,15 +176,27 @@ class TrainConfig:
         if len(self.data_name) > 100 or not self.data_name.isprintable():
             raise ConfigError("--data-name takes one line of at most 100 characters")
 
+    def _check_schedule(self) -> None:
+        """Refuse two ways of annealing, and marks that a run cannot set by the time that it has."""
+        if self.anneal_kimg and self.anneal_from:
+            raise ConfigError("--anneal-kimg and --anneal-from are two ways to say one thing")
+        late = self.projected_from > 0.3 or 0 < self.anneal_from < self.projected_from + 0.2
+        if self.max_minutes and not self.total_kimg and late:
+            raise ConfigError(
+                "--max-minutes without --total-kimg measures the speed with all that takes part, "
+                "before step sizes fall: --projected-from must be at most 0.3, and --anneal-from "
+                "at least 0.2 more"
+            )
+
     def _check_ranges(self) -> None:
         """Refuse numbers outside their range."""
-        above_0 = ("total_kimg", "tick_kimg", "g_lr", "d_lr", "projected_lr")
+        above_0 = ("tick_kimg", "g_lr", "d_lr", "projected_lr")
         at_least_1 = (
             "batch_size", "gradient_accumulation", "penalty_interval", "snapshot_ticks", "keep",
             "grid_ticks",
             "z_dim", "w_dim", "mapping_layers", "group_size", "g_channel_min",
         )  # fmt: skip
-        shares = ("beta1", "beta2", "augment_strength")
+        shares = ("beta1", "beta2", "augment_strength", "anneal_from", "projected_from")
         for names, wanted, fits in (
             (above_0, "be above 0", lambda v: v > 0),
             (at_least_1, "be at least 1", lambda v: v >= 1),

@@ -52,6 +52,7 @@ from training.metrics import build_extractor
 from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
+from training.schedule import Schedule, make_schedule
 from training.transfer import init_from, init_heads
 
 
@@ -76,6 +77,7 @@ class Run:
     G_opt: Any
     D_opt: Any
     precision: Precision
+    schedule: Schedule
     P: nn.Module | None = None  # projected discriminator beside D, with --projected-weight
     P_opt: Any = None
     nimg: int = 0  # images seen, over all processes
@@ -144,7 +146,7 @@ def build(config: TrainConfig) -> Run:
     precision = choose_precision(config.mixed_precision, accelerator.device)
     run = Run(
         config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:],
-        precision,
+        precision, make_schedule(config),
     )  # fmt: skip
     run.publisher, run.lock = publisher, lock
     if config.projected_weight:
@@ -279,6 +281,7 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
     state = load_checkpoint(checkpoint, run.networks, run.optimizers)
     run.nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
+    run.schedule.restore(state)
     say = run.accelerator.print
     say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
     if state.get("data", run.faces.key) != run.faces.key:
@@ -408,3 +411,8 @@ def note_facts(run: Run) -> None:
 def minutes(run: Run) -> float:
     """Return the minutes of this launch."""
     return (time.monotonic() - run.started) / 60
+
+
+def training_minutes(run: Run) -> float:
+    """Return the minutes after which this launch stops to train; 0: no limit."""
+    return run.config.max_minutes
