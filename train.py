@@ -34,6 +34,7 @@ from tqdm import tqdm
 from model import ModelError
 from training.augment import augment
 from training.checkpoint import CheckpointError
+from training.compiling import compile_faults, first_line
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
 from training.losses import OBJECTIVES, d_loss, g_loss
@@ -107,6 +108,7 @@ def train(config: TrainConfig) -> Path:
 
 def step(run: Run) -> None:
     """Show both networks one batch: D learns, then G, then the average of G follows."""
+    run.compiler.begin_step()
     d_step(run)
     g_step(run)
     run.nimg += run.config.batch_size
@@ -116,7 +118,8 @@ def step(run: Run) -> None:
 def d_step(run: Run) -> None:
     """Teach D, and a projected discriminator beside it, a batch of real and generated pictures."""
     config = run.config
-    penalised = (run.nimg // config.batch_size) % config.penalty_interval == 0
+    due = (run.nimg // config.batch_size) % config.penalty_interval == 0
+    penalised = due and bool(config.r1_gamma or config.r2_gamma)
     scale = config.penalty_interval if penalised else 0  # lazy: rarer and stronger by as much
     set_lr(run.D_opt, config.d_lr, run)
     for part in range(config.gradient_accumulation):
@@ -125,7 +128,7 @@ def d_step(run: Run) -> None:
             with torch.no_grad(), run.precision.autocast():
                 fake = run.G_raw(latents(run, D_LATENTS, part))
             fake = fake.float()
-            with run.precision.autocast():
+            with run.precision.autocast(), run.compiler.off(penalised):
                 loss, stats = d_loss(
                     run.D,
                     augmented(run, real, REAL_AUGMENT, part),
@@ -430,6 +433,8 @@ def explain(error: Exception, config: TrainConfig | None) -> str:
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return f"{error}: free space in {config.out}" if full and config else str(error)
+    if "torch._dynamo" in sys.modules and isinstance(error, compile_faults()):
+        return f"the networks cannot be compiled: {first_line(error)}; --compile no does without"
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if world != "1" and re.search(LOST_PEER, str(error)):
         why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]

@@ -39,9 +39,12 @@ class ConfigError(ValueError):
     """A setting that cannot be used."""
 
 
-def setting(default: Any, about: str, choices: tuple = ()) -> Any:
-    """Declare one hyperparameter: its default, what it means in which unit, its choices."""
-    return field(default=default, metadata={"help": about, "choices": choices})
+def setting(default: Any, about: str, choices: tuple = (), bare: Any = None) -> Any:
+    """Declare one hyperparameter: its default, what it means in which unit, its choices.
+
+    `bare` is what its flag means without a value.
+    """
+    return field(default=default, metadata={"help": about, "choices": choices, "bare": bare})
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +122,13 @@ class TrainConfig:
         "auto",
         "auto: bf16 on GPUs that have it; a CPU always computes in fp32",
         ("auto", "no", "bf16"),
+    )
+    compile: str = setting(
+        "auto",
+        "torch.compile for the networks: auto: on a GPU; reduce-overhead: with CUDA graphs, which "
+        "nobody has tried here yet",
+        ("auto", "no", "yes", "reduce-overhead"),
+        bare="yes",
     )
 
     # The run
@@ -400,8 +410,10 @@ def make_parser() -> argparse.ArgumentParser:
         elif get_origin(kind) is tuple:
             parser.add_argument(flag(spec.name), nargs="+", type=get_args(kind)[0], help=about)
         else:
-            choices = spec.metadata["choices"] or None
-            parser.add_argument(flag(spec.name), type=kind, choices=choices, help=about)
+            options = {"choices": spec.metadata["choices"] or None}
+            if bare := spec.metadata["bare"]:
+                options |= {"nargs": "?", "const": bare}
+            parser.add_argument(flag(spec.name), type=kind, help=about, **options)
     for old in RENAMED:
         parser.add_argument(flag(old), action=_OldFlag, help=argparse.SUPPRESS)
     return parser

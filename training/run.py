@@ -46,6 +46,7 @@ from model import (
     last_level,
 )
 from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
+from training.compiling import Compiler, make_compiler
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
 from training.metrics import build_extractor
@@ -78,6 +79,7 @@ class Run:
     D_opt: Any
     precision: Precision
     schedule: Schedule
+    compiler: Compiler
     P: nn.Module | None = None  # projected discriminator beside D, with --projected-weight
     P_opt: Any = None
     nimg: int = 0  # images seen, over all processes
@@ -147,7 +149,10 @@ def build(config: TrainConfig) -> Run:
     run = Run(
         config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:],
         precision, make_schedule(config),
+        make_compiler(config.compile, accelerator.device, accelerator.print),
     )  # fmt: skip
+    for network in (G, D):
+        run.compiler.compile(network)
     run.publisher, run.lock = publisher, lock
     if config.projected_weight:
         add_projected(run, "" if checkpoint else config.init_from)
@@ -190,6 +195,8 @@ def add_projected(run: Run, source: str) -> None:
     P = P.to(device, memory_format=torch.channels_last)
     optimizer = make_adam(P, config.projected_lr, config)
     run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
+    P.frozen(device)  # made now, for it cannot be while P is compiled
+    run.compiler.compile(P)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -209,7 +216,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation
         ),
-        dynamo_backend="no",  # penalties differentiate D twice, which compiled code refuses
+        dynamo_backend="no",  # training.compiling does it, but not where D is differentiated twice
         log_with=config.log_with or None,
         project_dir=config.out,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
