@@ -2,13 +2,14 @@
 
     accelerate launch train.py                                        # bundled faces, see it work
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine   # your own
-    accelerate launch train.py --preset kaogan-128 --data FOLDER_OR_ZIP --max-minutes 25
+    accelerate launch train.py --preset kaogan-128 --data FOLDER_OR_ZIP --max-minutes 10  # a GPU
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine --resume latest
     accelerate launch train.py --data FOLDER_OR_ZIP --push-to-hub owner/name  # with HF_TOKEN set
 
 A run's folder then holds config.json, stats.jsonl, grids/, checkpoints/ (to resume) and
-generator/ + discriminator/ (config.json and model.safetensors, to use and to publish); with
---init-from also start/, the generator as it began, for training.release to mix with.
+generator/ + discriminator/ (config.json and model.safetensors, to use and to publish), with
+--projected-weight also projected/; with --init-from also start/, the generator as it began, for
+training.release to mix with.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoi
 from training.compiling import Compiler, make_compiler
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
+from training.forecast import forecast
 from training.metrics import build_extractor
 from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
@@ -159,6 +160,8 @@ def build(config: TrainConfig) -> Run:
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
+    if accelerator.is_main_process and (said := forecast(run)):
+        accelerator.print(said)
     forget_later(run)
     note_facts(run)
     return run
