@@ -139,9 +139,7 @@ def d_step(run: Run) -> None:
                     r1_gamma=config.r1_gamma * scale,
                     r2_gamma=config.r2_gamma * scale,
                 )
-            run.accelerator.backward(loss)
-            run.D_opt.step()
-            run.D_opt.zero_grad()
+            descend(run, loss, "D")
             if projecting(run):
                 stats |= teach_projected(run, real, fake, part)
         note(run, stats)
@@ -154,9 +152,7 @@ def teach_projected(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str
     fake = augmented(run, fake, PROJECTED_FAKE, part, PROJECTED_POLICY)
     with run.precision.autocast():
         loss, stats = d_loss(run.P, real, fake, run.config.objective)
-    run.accelerator.backward(loss)
-    run.P_opt.step()
-    run.P_opt.zero_grad()
+    descend(run, loss, "P")
     return {f"projected_{name}": value for name, value in stats.items()}
 
 
@@ -178,14 +174,26 @@ def g_step(run: Run) -> None:
                     second, more = persuade(run, run.P_raw, fake, part, streams, PROJECTED_POLICY)
                     loss = loss + config.projected_weight * second
                     stats |= {f"projected_{name}": value for name, value in more.items()}
-            run.accelerator.backward(loss)
-            if config.gradient_norm and run.accelerator.sync_gradients:
-                stats["g_gradient"] = gradient_norm(run.G_raw)
-            run.G_opt.step()
-            run.G_opt.zero_grad()
+            if (length := descend(run, loss, "G", config.gradient_norm)) is not None:
+                stats["g_gradient"] = length
         note(run, stats)
     for critic in critics:
         critic.requires_grad_(True)
+
+
+def descend(run: Run, loss: Tensor, name: str, measure: bool = False) -> Tensor | None:
+    """Take the step of G, D or P down a loss, once the gradient is that of the whole batch.
+
+    Returns the length of that gradient, a scalar, where it is to be measured.
+    """
+    optimizer, whole, length = getattr(run, f"{name}_opt"), run.accelerator.sync_gradients, None
+    run.accelerator.backward(run.precision.scale(loss, name))
+    if measure and whole:
+        run.precision.unscale(optimizer, name)
+        length = gradient_norm(getattr(run, f"{name}_raw"))
+    run.precision.step(optimizer, name, whole)
+    optimizer.zero_grad()
+    return length
 
 
 def persuade(
@@ -378,6 +386,7 @@ def tick(run: Run, bar: tqdm) -> None:
         "images_per_s": round(speed, 2),
         **({"total_kimg": run.schedule.end / 1000} if run.schedule.end else {}),
         **{k: float(f"{v:.6g}") for k, v in stats.items()},
+        **skipped_steps(run),
     }
     ticks = round(run.nimg / (run.config.tick_kimg * 1000))
     if ticks % run.config.grid_ticks == 0:
@@ -395,6 +404,13 @@ def tick(run: Run, bar: tqdm) -> None:
         save(run)
         push(run)
     run.tick_nimg, run.tick_started = run.nimg, time.monotonic()
+
+
+def skipped_steps(run: Run) -> dict[str, int]:
+    """Return the steps that overflowing gradients left out since the last tick, for the log."""
+    skipped = run.precision.skipped({"G": run.G_opt, "D": run.D_opt, "P": run.P_opt})
+    names = {"G": "g_skipped", "D": "d_skipped", "P": "projected_skipped"}
+    return {names[name]: count for name, count in skipped.items()}
 
 
 def read_stats(run: Run) -> dict[str, float]:

@@ -120,8 +120,9 @@ class TrainConfig:
     ema_rampup: float = setting(0.05, "half-life is at most this share of the images seen")
     mixed_precision: str = setting(
         "auto",
-        "auto: bf16 on GPUs that have it; a CPU always computes in fp32",
-        ("auto", "no", "bf16"),
+        "auto: bf16 on GPUs that have it, else no; fp16: with scaled losses, for GPUs without "
+        "bf16; a CPU always computes in fp32",
+        ("auto", "no", "bf16", "fp16"),
     )
     compile: str = setting(
         "auto",

@@ -45,7 +45,13 @@ from model import (
     keep_freed_memory,
     last_level,
 )
-from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
+from training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    lock_folder,
+)
 from training.compiling import Compiler, make_compiler
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
@@ -292,6 +298,10 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
     run.nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
     run.schedule.restore(state)
+    try:
+        run.precision.restore(state)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint} holds no scales of losses: {error!s:.200}") from error
     say = run.accelerator.print
     say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
     if state.get("data", run.faces.key) != run.faces.key:
@@ -399,7 +409,7 @@ def greet(run: Run) -> None:
         + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
         + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "
-        f"precision {run.precision.name}"
+        f"precision {run.precision.name}{run.precision.hint}"
     )
 
 
