@@ -48,7 +48,7 @@ def test_a_run_is_told_how_long_it_takes_and_stays_as_it_is(build, capsys):
 
 def test_of_the_time_that_it_has(build, capsys):
     build(max_minutes=10.0)
-    assert "10 minutes have time for about" in capsys.readouterr().out
+    assert "--max-minutes 10 has time for about" in capsys.readouterr().out
 
 
 def test_small_networks_are_told_nothing(build, monkeypatch, capsys):

@@ -39,7 +39,7 @@ def forecast(run: Run) -> str:
         )
     else:
         seen = 0.06 * config.max_minutes * speed
-        takes = f"{config.max_minutes:g} minutes have time for about {seen:.2g} kimg"
+        takes = f"--max-minutes {config.max_minutes:g} has time for about {seen:.2g} kimg"
     shown = f"{speed:.2g}" if speed < 10 else f"{speed:.0f}"
     return (
         f"There is no GPU here, and G and D have {parameters / 1e6:.1f} million parameters: some "

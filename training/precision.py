@@ -64,7 +64,8 @@ class Precision:
         if self.name != "fp16":
             optimizer.step()
         elif whole:
-            self.taken.setdefault(name, count_steps(optimizer.optimizer))
+            if name not in self.taken:  # once, for it waits for the device
+                self.taken[name] = count_steps(optimizer.optimizer)
             self.tried[name] = self.tried.get(name, 0) + 1
             self._scaler(name).step(optimizer.optimizer)
             self._scaler(name).update()
