@@ -71,7 +71,7 @@ def execute(faces_zip, tmp_path):
         }  # fmt: skip
         return subprocess.run(
             [sys.executable, str(tmp_path / "front_end.py"), str(tmp_path / "cells.json")],
-            cwd=NOTEBOOK.parent, env=env, capture_output=True, text=True, timeout=300,
+            cwd=NOTEBOOK.parent, env=env, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
 
     settings = {"DATA": str(faces_zip), "OUT": str(tmp_path / "run"), "PRESET": "tiny",

@@ -180,14 +180,14 @@ def test_penalties_stay_float32_and_scales_come_back(build):
     assert build("no", **other).precision.state == {}  # they are not needed there
 
 
-@pytest.mark.parametrize("scales", ["{", "[1]", '{"G": [0, 1]}', '{"G": "x"}', '{"G": [NaN, 1]}'])
-def test_scales_that_are_none_are_refused(build, scales, monkeypatch):
-    run = build("fp16")
-    monkeypatch.setattr(
-        building, "load_checkpoint", lambda *_: {"nimg": 0, "seconds": 0, "scales": scales}
-    )
-    with pytest.raises(CheckpointError, match="holds no scales of losses"):
-        building.go_on_from(run, run.folder / "x")
+def test_scales_and_ends_that_are_none_are_refused(build, monkeypatch):
+    run = build("fp16", max_minutes=1.0)
+    faults = [{"scales": s} for s in ("{", "[1]", '{"G": [0, 1]}', '{"G": "x"}', '{"G": [NaN, 1]}')]
+    for fault in [*faults, {"end": "soon"}]:
+        state = {"nimg": 0, "seconds": 0} | fault
+        monkeypatch.setattr(building, "load_checkpoint", lambda *_, state=state: state)
+        with pytest.raises(CheckpointError, match="no schedule or scales of losses to go on with"):
+            building.go_on_from(run, run.folder / "x")
 
 
 def test_float16_is_traced_in_one_piece():

@@ -159,7 +159,7 @@ def build(config: TrainConfig) -> Run:
         make_compiler(config.compile, accelerator.device, accelerator.print),
     )  # fmt: skip
     for network in (G, D):
-        run.compiler.compile(network)
+        make_fast(run, network)
     run.publisher, run.lock = publisher, lock
     if config.projected_weight:
         add_projected(run, "" if checkpoint else config.init_from)
@@ -204,8 +204,14 @@ def add_projected(run: Run, source: str) -> None:
     P = P.to(device, memory_format=torch.channels_last)
     optimizer = make_adam(P, config.projected_lr, config)
     run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
-    P.frozen(device)  # made now, for it cannot be while P is compiled
-    run.compiler.compile(P)
+    make_fast(run, P)
+
+
+def make_fast(run: Run, network: nn.Module) -> None:
+    """Have a network compiled when it is first called, if the run compiles."""
+    if isinstance(network, ProjectedDiscriminator):  # nothing is made while it is being compiled
+        network.frozen(run.accelerator.device)
+    run.compiler.compile(network)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -297,11 +303,13 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
     state = load_checkpoint(checkpoint, run.networks, run.optimizers)
     run.nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
-    run.schedule.restore(state)
     try:
+        run.schedule.restore(state)
         run.precision.restore(state)
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint} holds no scales of losses: {error!s:.200}") from error
+        raise CheckpointError(
+            f"{checkpoint} holds no schedule or scales of losses to go on with: {error!s:.200}"
+        ) from error
     say = run.accelerator.print
     say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
     if state.get("data", run.faces.key) != run.faces.key:

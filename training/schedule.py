@@ -47,11 +47,15 @@ class Schedule:
         return {name: value for name, value in marks.items() if value > 0}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Take the marks that a checkpoint's run was fitted to, unless --total-kimg is given."""
+        """Take the marks that a checkpoint's run was fitted to, unless --total-kimg is given.
+
+        Raises:
+            ValueError: they are no numbers.
+        """
         if not self.given and (self.fitted or "end" in state):
             self.fitted = True
-            self.end = state.get("end", self.end)
-            self.projected_from = state.get("projected_from", self.projected_from)
+            self.end = int(state.get("end", self.end))
+            self.projected_from = int(state.get("projected_from", self.projected_from))
 
 
 @dataclass
