@@ -57,6 +57,10 @@ LRELU_GAIN = math.sqrt(2)  # keeps the second moment through a leaky ReLU of slo
 # First pictures are nearly grey: loud ones take thousands of steps to fade, for weights of unit
 # variance move by Adam's step size, a few thousandths, and D learns nothing from noise meanwhile.
 FAINT = 10.0
+# What activations may reach where products are computed in float16, which ends at 65,504. With
+# weights normalised to a length of at most 1 an output, sums of √4,096 times that still fit (as in
+# StyleGAN2-ADA, Karras et al. 2020, arXiv 2006.06676).
+MAX_HALF = 256.0
 MAX_CONFIG_BYTES = 64 * 1024
 OURS = f"a folder or Hub repository with the {CONFIG_NAME} and {WEIGHTS_NAME} that train.py writes"
 # What other libraries keep, told by a key of their config.json …
@@ -566,11 +570,33 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, in_dim]` to `[N, out_dim]`."""
+        if autocasts_to_float16(x):  # small, and styles may be of any size
+            with torch.autocast(x.device.type, enabled=False):
+                return F.linear(x.float(), *self.scale())
         return F.linear(x, *(self.scaled or self.scale()))
 
     def scale(self) -> tuple[Tensor, Tensor]:
         """Return weights `[out_dim, in_dim]` and bias `[out_dim]` as they are used."""
         return self.weight * self.weight_gain, self.bias * self.bias_gain
+
+
+def autocasts_to_float16(x: Tensor) -> bool:
+    """Tell whether products with x are computed in float16 by an autocast around."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
+
+
+def normalise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each weight `[out, …]` by its largest number times √(numbers an output).
+
+    Returns:
+        weights whose product with numbers up to m is at most m · √(numbers an output), and what
+        they were divided by, `[out, 1, …]`; both float32.
+    """
+    rows = weight.float().flatten(1)
+    scale = rows.abs().amax(1).clamp_min(1e-8) * math.sqrt(rows.shape[1])
+    scale = scale.view(-1, *[1] * (weight.ndim - 1))
+    return weight.float() / scale, scale
 
 
 def activate(x: Tensor) -> Tensor:
@@ -589,9 +615,17 @@ class EqualConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, in, H, W]` to `[N, out, H, W]`."""
-        # The gain rides on the weights (a small tensor) instead of the images (a large one).
-        x = F.conv2d(x, self.weight * self.gain, padding=self.weight.shape[-1] // 2)
-        return x if self.bias is None else activate(x.add_(self.bias.to(x.dtype).view(1, -1, 1, 1)))
+        half, padding = autocasts_to_float16(x), self.weight.shape[-1] // 2
+        if half:
+            weight, scale = normalise_rows(self.weight)
+            x = F.conv2d(x, weight, padding=padding)
+            x = x * (scale * self.gain).to(x.dtype).view(1, -1, 1, 1)
+        else:
+            # The gain rides on the weights (a small tensor) instead of the images (a large one).
+            x = F.conv2d(x, self.weight * self.gain, padding=padding)
+        if self.bias is not None:
+            x = activate(x.add_(self.bias.to(x.dtype).view(1, -1, 1, 1)))
+        return x.clamp(-MAX_HALF, MAX_HALF) if half else x
 
 
 class StyledConv(nn.Module):
@@ -616,15 +650,31 @@ class StyledConv(nn.Module):
 
         With a `stride`, to every so manieth row and column of that, for no more work than they are.
         """
-        style = self.affine(w)  # [N, in]
-        squares = self.sum_squares() if self.squares is None else self.squares
-        demod = torch.rsqrt(style.square() @ squares + 1e-8 / LRELU_GAIN**2)  # [N, out]
-        x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight, None, stride, padding=1)
+        style, weight, half = self.affine(w), self.weight, autocasts_to_float16(x)  # [N, in]
+        if half:
+            style, weight, demod = self.normalised(style)
+        else:
+            squares = self.sum_squares() if self.squares is None else self.squares
+            demod = torch.rsqrt(style.square() @ squares + 1e-8 / LRELU_GAIN**2)  # [N, out]
+        x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight, None, stride, padding=1)
         bias = self.bias.to(x.dtype).view(1, -1, 1, 1)
         # mul, add_: the backward of addcmul would copy the picture once more. Both stand before
         # the upsampling, which changes neither of them, on a quarter of the pixels.
         x = (x * demod.to(x.dtype)[:, :, None, None]).add_(bias)
-        return activate(upsample(x) if self.up else x)
+        x = activate(upsample(x) if self.up else x)
+        return x.clamp(-MAX_HALF, MAX_HALF) if half else x
+
+    def normalised(self, style: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return style, weights and demodulation for a product in float16, all of them float32.
+
+        Styles are divided by their largest number and weights as `normalise_rows` says; the
+        demodulation, computed from both, undoes that.
+        """
+        with torch.autocast(style.device.type, enabled=False):
+            style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)
+            weight, _ = normalise_rows(self.weight)
+            squares = weight.square().sum((2, 3)).t() / LRELU_GAIN**2
+            return style, weight, torch.rsqrt(style.square() @ squares + 1e-8)
 
     def sum_squares(self) -> Tensor:
         """Return the sum over the window of the squared weights, `[in, out]`.
@@ -650,8 +700,12 @@ class ToRGB(nn.Module):
         weight = self.weight.flatten(1) * style[:, None]  # [N, img_channels, in]
         n, c, h, wide = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(n, h * wide, c)  # a view, in channels_last
-        picture = weight.to(x.dtype) @ pixels.transpose(1, 2)
-        return picture.add_(self.bias.to(x.dtype)[:, None]).view(n, -1, h, wide)
+        if autocasts_to_float16(x):
+            weight, scale = normalise_rows(weight)  # one length for each sample's
+            picture = (weight @ pixels.transpose(1, 2)).float() * scale
+        else:
+            picture = at_least_float32(weight.to(x.dtype) @ pixels.transpose(1, 2))
+        return picture.add_(self.bias[:, None]).view(n, -1, h, wide)
 
 
 class ToPatches(nn.Module):
@@ -671,10 +725,26 @@ class ToPatches(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, img_channels, H·patch, W·patch]`."""
-        style = self.affine(w).to(x.dtype)
-        pixels = F.conv2d(x * style[:, :, None, None], self.weight, self.bias, padding=1)
+        style = self.affine(w)
+        if autocasts_to_float16(x):
+            largest = style.abs().amax(1).clamp_min(1e-8).view(-1, 1, 1, 1)
+            weight, scale = normalise_rows(self.weight)
+            pixels = F.conv2d(
+                x * (style[:, :, None, None] / largest).to(x.dtype), weight, padding=1
+            )
+            pixels = pixels.float() * largest * scale.view(1, -1, 1, 1)
+            pixels = pixels + self.bias.view(1, -1, 1, 1)
+        else:
+            style = style.to(x.dtype)
+            pixels = F.conv2d(x * style[:, :, None, None], self.weight, self.bias, padding=1)
+            pixels = at_least_float32(pixels)
         pixels = pixels.contiguous()  # three channels are shuffled and added quicker plane by plane
         return smooth_patches(F.pixel_shuffle(pixels, self.patch), self.patch)
+
+
+def at_least_float32(picture: Tensor) -> Tensor:
+    """Widen a picture of 16 bits: summed in bf16, near white its steps are half an 8-bit level."""
+    return picture.to(torch.promote_types(picture.dtype, torch.float32))
 
 
 def upsample(x: Tensor, factor: int = 2) -> Tensor:

@@ -2,13 +2,14 @@
 
     accelerate launch train.py                                        # bundled faces, see it work
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine   # your own
-    accelerate launch train.py --preset kaogan-128 --data FOLDER_OR_ZIP --max-minutes 25
+    accelerate launch train.py --preset kaogan-128 --data FOLDER_OR_ZIP --max-minutes 10  # a GPU
     accelerate launch train.py --data FOLDER_OR_ZIP --out runs/mine --resume latest
     accelerate launch train.py --data FOLDER_OR_ZIP --push-to-hub owner/name  # with HF_TOKEN set
 
 A run's folder then holds config.json, stats.jsonl, grids/, checkpoints/ (to resume) and
-generator/ + discriminator/ (config.json and model.safetensors, to use and to publish); with
---init-from also start/, the generator as it began, for training.release to mix with.
+generator/ + discriminator/ (config.json and model.safetensors, to use and to publish), with
+--projected-weight also projected/; with --init-from also start/, the generator as it began, for
+training.release to mix with.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -34,12 +35,14 @@ from tqdm import tqdm
 from model import ModelError
 from training.augment import augment
 from training.checkpoint import CheckpointError
+from training.compiling import compile_faults, first_line
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
 from training.losses import OBJECTIVES, d_loss, g_loss
 from training.metrics import MetricsError
 from training.publish import PublishError, kimg_text
-from training.run import Run, TrainingError, build, minutes
+from training.run import Run, TrainingError, build, minutes, training_minutes
+from training.schedule import fit, step_size
 from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
 
 FULL_DISK = r"(?i)no space left|quota|too large"  # in what Python and safetensors raise there
@@ -49,8 +52,8 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
-AID_REAL, AID_FAKE, AID_G, AID_PAIR = range(6, 10)
-AID_POLICY = "translation,cutout"  # without it the second critic, which knows pictures, soon wins
+PROJECTED_REAL, PROJECTED_FAKE, PROJECTED_G, PROJECTED_PAIR = range(6, 10)
+PROJECTED_POLICY = "translation,cutout"  # without it the projected discriminator soon wins
 
 FAULTS = (
     ConfigError, DataError, CheckpointError, ModelError, MetricsError, PublishError, TrainingError,
@@ -73,16 +76,18 @@ def train(config: TrainConfig) -> Path:
     restore = catch_signals(run)
     try:
         with tqdm(
-            total=round(config.total_kimg, 3),
+            total=shown_total(run),
             initial=run.nimg / 1000,
             unit="kimg",
             disable=not run.accelerator.is_main_process,
-            bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
+            bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} kimg [{elapsed}<{remaining}{postfix}]",
         ) as bar:
             tick(run, bar) if run.nimg == 0 else None
             while not (reason := stop_reason(run)):
                 step(run)
-                bar.update(min(config.batch_size / 1000, bar.total - bar.n))  # no more than whole
+                fit_schedule(run)
+                bar.total = shown_total(run)
+                bar.update(min(run.nimg / 1000, bar.total or math.inf) - bar.n)  # at most whole
                 if tick_due(run):
                     tick(run, bar)
                 if measure_due(run):
@@ -105,6 +110,7 @@ def train(config: TrainConfig) -> Path:
 
 def step(run: Run) -> None:
     """Show both networks one batch: D learns, then G, then the average of G follows."""
+    run.compiler.begin_step()
     d_step(run)
     g_step(run)
     run.nimg += run.config.batch_size
@@ -112,18 +118,19 @@ def step(run: Run) -> None:
 
 
 def d_step(run: Run) -> None:
-    """Teach D, and the second critic if there is one, a batch of real and generated pictures."""
+    """Teach D, and a projected discriminator beside it, a batch of real and generated pictures."""
     config = run.config
-    penalised = (run.nimg // config.batch_size) % config.penalty_interval == 0
+    due = (run.nimg // config.batch_size) % config.penalty_interval == 0
+    penalised = due and bool(config.r1_gamma or config.r2_gamma)
     scale = config.penalty_interval if penalised else 0  # lazy: rarer and stronger by as much
     set_lr(run.D_opt, config.d_lr, run)
     for part in range(config.gradient_accumulation):
-        with run.accelerator.accumulate(*filter(None, (run.D, run.A))):
+        with run.accelerator.accumulate(*filter(None, (run.D, run.P))):
             real = real_batch(run, part)
-            with torch.no_grad(), run.accelerator.autocast():
+            with torch.no_grad(), run.precision.autocast():
                 fake = run.G_raw(latents(run, D_LATENTS, part))
             fake = fake.float()
-            with run.accelerator.autocast():
+            with run.precision.autocast(), run.compiler.off(penalised):
                 loss, stats = d_loss(
                     run.D,
                     augmented(run, real, REAL_AUGMENT, part),
@@ -133,25 +140,21 @@ def d_step(run: Run) -> None:
                     r1_gamma=config.r1_gamma * scale,
                     r2_gamma=config.r2_gamma * scale,
                 )
-            run.accelerator.backward(loss)
-            run.D_opt.step()
-            run.D_opt.zero_grad()
-            if run.A:
-                stats |= teach_aid(run, real, fake, part)
+            descend(run, loss, "D")
+            if projecting(run):
+                stats |= teach_projected(run, real, fake, part)
         note(run, stats)
 
 
-def teach_aid(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
-    """Teach the second critic the pictures that D was taught; return its numbers for the log."""
-    set_lr(run.A_opt, run.config.aid_lr, run)
-    real = augmented(run, real, AID_REAL, part, AID_POLICY)
-    fake = augmented(run, fake, AID_FAKE, part, AID_POLICY)
-    with run.accelerator.autocast():
-        loss, stats = d_loss(run.A, real, fake, run.config.objective)
-    run.accelerator.backward(loss)
-    run.A_opt.step()
-    run.A_opt.zero_grad()
-    return {f"aid_{name}": value for name, value in stats.items()}
+def teach_projected(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
+    """Teach the projected discriminator what D was taught; return its numbers for the log."""
+    set_lr(run.P_opt, run.config.projected_lr, run)
+    real = augmented(run, real, PROJECTED_REAL, part, PROJECTED_POLICY)
+    fake = augmented(run, fake, PROJECTED_FAKE, part, PROJECTED_POLICY)
+    with run.precision.autocast():
+        loss, stats = d_loss(run.P, real, fake, run.config.objective)
+    descend(run, loss, "P")
+    return {f"projected_{name}": value for name, value in stats.items()}
 
 
 def g_step(run: Run) -> None:
@@ -159,26 +162,39 @@ def g_step(run: Run) -> None:
     config = run.config
     set_lr(run.G_opt, config.g_lr, run)
     # The bare critics: their gradients are not wanted here, so neither is their exchange.
-    critics = [run.D_raw, run.A_raw] if run.A else [run.D_raw]
+    critics = [run.D_raw, run.P_raw] if projecting(run) else [run.D_raw]
     for critic in critics:
         critic.requires_grad_(False)
     for part in range(config.gradient_accumulation):
         with run.accelerator.accumulate(run.G):
-            with run.accelerator.autocast():
+            with run.precision.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
                 loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
-                if run.A:
-                    aid, more = persuade(run, run.A_raw, fake, part, (AID_G, AID_PAIR), AID_POLICY)
-                    loss = loss + config.aid_weight * aid
-                    stats |= {f"aid_{name}": value for name, value in more.items()}
-            run.accelerator.backward(loss)
-            if config.gradient_norm and run.accelerator.sync_gradients:
-                stats["g_gradient"] = gradient_norm(run.G_raw)
-            run.G_opt.step()
-            run.G_opt.zero_grad()
+                if projecting(run):
+                    streams = (PROJECTED_G, PROJECTED_PAIR)
+                    second, more = persuade(run, run.P_raw, fake, part, streams, PROJECTED_POLICY)
+                    loss = loss + config.projected_weight * second
+                    stats |= {f"projected_{name}": value for name, value in more.items()}
+            if (length := descend(run, loss, "G", config.gradient_norm)) is not None:
+                stats["g_gradient"] = length
         note(run, stats)
     for critic in critics:
         critic.requires_grad_(True)
+
+
+def descend(run: Run, loss: Tensor, name: str, measure: bool = False) -> Tensor | None:
+    """Take the step of G, D or P down a loss, once the gradient is that of the whole batch.
+
+    Returns the length of that gradient, a scalar, where it is to be measured.
+    """
+    optimizer, whole, length = getattr(run, f"{name}_opt"), run.accelerator.sync_gradients, None
+    run.accelerator.backward(run.precision.scale(loss, name))
+    if measure and whole:
+        run.precision.unscale(optimizer, name)
+        length = gradient_norm(getattr(run, f"{name}_raw"))
+    run.precision.step(optimizer, name, whole)
+    optimizer.zero_grad()
+    return length
 
 
 def persuade(
@@ -219,13 +235,14 @@ def update_ema(run: Run) -> None:
 
 def set_lr(optimizer: Any, lr: float, run: Run) -> None:
     """Set the step size for the images seen so far."""
-    config = run.config
-    if config.anneal_kimg:
-        done = min(1.0, run.nimg / (config.anneal_kimg * 1000))
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        lr *= config.anneal_to + (1 - config.anneal_to) * cosine
+    lr *= step_size(run.config, run.schedule, run.nimg)
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def projecting(run: Run) -> bool:
+    """Tell whether a projected discriminator takes part in this step."""
+    return run.P is not None and 0 <= run.schedule.projected_from <= run.nimg
 
 
 # ------------------------------------------------------------------------------------------
@@ -298,15 +315,36 @@ def catch_signals(run: Run) -> Any:
     return lambda: [signal.signal(s, handler) for s, handler in old.items()]
 
 
+def fit_schedule(run: Run) -> None:
+    """Fix the end of a run that is to fit its time, once its speed is known; on all processes."""
+    several = run.accelerator.num_processes > 1
+    if run.schedule.end or (several and (run.nimg // run.config.batch_size) % AGREE_STEPS):
+        return
+    settle = torch.cuda.synchronize if run.accelerator.device.type == "cuda" else lambda: None
+    times = (60 * minutes(run), 60 * training_minutes(run))
+    said = fit(run.schedule, run.config, run.nimg, *times, settle)
+    if several:  # the first one's clock decides
+        marks = broadcast_object_list([run.schedule.end, run.schedule.projected_from])
+        run.schedule.end, run.schedule.projected_from = marks
+    if said and run.accelerator.is_main_process:
+        tqdm.write(said)
+
+
+def shown_total(run: Run) -> float | None:
+    """Return the thousand images of the whole run for the bar, or None while they are unknown."""
+    return float(f"{run.schedule.end / 1000:.3f}") or None
+
+
 def stop_reason(run: Run) -> str:
     """Return why the run ends now, or an empty text; the same on every process."""
-    if run.nimg >= run.config.total_kimg * 1000:
-        return "total-kimg reached"
+    if run.schedule.end and run.nimg >= run.schedule.end:
+        fitted = "all images of its time seen (--total-kimg adds some)"
+        return fitted if run.schedule.fitted else "total-kimg reached"
     several = run.accelerator.num_processes > 1
     if several and (run.nimg // run.config.batch_size) % AGREE_STEPS:
         return ""
     reason = f"{STOPPED} {run.stop_signal}" if run.stop_signal else ""
-    if run.config.max_minutes and minutes(run) >= run.config.max_minutes:
+    if run.config.max_minutes and minutes(run) >= training_minutes(run):
         reason = reason or "max-minutes reached"
     if several:  # the first that any of them has
         reason = next(filter(None, gather_object([reason])), "")
@@ -334,7 +372,7 @@ def measure_due(run: Run) -> bool:
     """Tell whether the last batch went past a mark of --metric-at; the end measures by itself."""
     before = run.nimg - run.config.batch_size
     marks = [1000 * mark for mark in run.config.metric_marks()]
-    return run.nimg < run.config.total_kimg * 1000 and any(before < m <= run.nimg for m in marks)
+    return not run.nimg >= run.schedule.end > 0 and any(before < m <= run.nimg for m in marks)
 
 
 def tick(run: Run, bar: tqdm) -> None:
@@ -347,7 +385,9 @@ def tick(run: Run, bar: tqdm) -> None:
         "kimg": run.nimg / 1000,
         "minutes": round(run.seconds / 60 + minutes(run), 3),
         "images_per_s": round(speed, 2),
+        **({"total_kimg": run.schedule.end / 1000} if run.schedule.end else {}),
         **{k: float(f"{v:.6g}") for k, v in stats.items()},
+        **skipped_steps(run),
     }
     ticks = round(run.nimg / (run.config.tick_kimg * 1000))
     if ticks % run.config.grid_ticks == 0:
@@ -365,6 +405,13 @@ def tick(run: Run, bar: tqdm) -> None:
         save(run)
         push(run)
     run.tick_nimg, run.tick_started = run.nimg, time.monotonic()
+
+
+def skipped_steps(run: Run) -> dict[str, int]:
+    """Return the steps that overflowing gradients left out since the last tick, for the log."""
+    skipped = run.precision.skipped({"G": run.G_opt, "D": run.D_opt, "P": run.P_opt})
+    names = {"G": "g_skipped", "D": "d_skipped", "P": "projected_skipped"}
+    return {names[name]: count for name, count in skipped.items()}
 
 
 def read_stats(run: Run) -> dict[str, float]:
@@ -405,6 +452,8 @@ def explain(error: Exception, config: TrainConfig | None) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return f"{what}; free space in {config.out}" if full and config else what
+    if "torch._dynamo" in sys.modules and isinstance(error, compile_faults()):
+        return f"the networks cannot be compiled: {first_line(error)}; --compile no does without"
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if world != "1" and re.search(LOST_PEER, str(error)):
         why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]

@@ -20,7 +20,7 @@ OURS = {"kaogan": "kaogan-64", "article": "article-bce", "article-deconv": "arti
 FASTER = {  # what train.py offers for little time
     "kaogan-quick": PRESETS["quick-64"],
     "kaogan-patch": {"patch": 2},
-    "kaogan-aid": {"patch": 2, "aid_weight": 1.0},
+    "kaogan-projected": {"patch": 2, "projected_weight": 1.0},
 }
 NAMES = (*OURS, *FASTER, "kaogan-bare", "dcgan")
 PATCHED = 128  # px from which Kaogan paints patches of 2, and of 4 at twice as many
@@ -87,12 +87,15 @@ class Bare:
         with torch.no_grad():
             fake = self.G(torch.randn(self.batch, self.G.z_dim))
         penalised = self.steps % self.cycle == 0
-        judged = torch.cat([self.real, fake]).requires_grad_(penalised)
-        real_logits, fake_logits = (logits := self.D(judged)).chunk(2)
+        real = self.real.detach().requires_grad_(penalised)
+        if penalised:
+            real_logits, fake_logits = self.D(real), self.D(fake)
+        else:
+            real_logits, fake_logits = self.D(torch.cat([real, fake])).chunk(2)
         loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
         if penalised:
-            (slope,) = torch.autograd.grad(logits.sum(), judged, create_graph=True)
-            squares = slope[: self.batch].flatten(1).square().sum(1)
+            (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            squares = slope.flatten(1).square().sum(1)
             loss = loss + self.config.r1_gamma * self.cycle / 2 * squares.mean()
         loss.backward()
         self.D_opt.step()

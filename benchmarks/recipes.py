@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "another-seed": {"seed": 1},  # how far two runs of one recipe lie apart
     "relativistic-lazy": {"objective": "relativistic", "r2_gamma": 0.1, "penalty_interval": 8},
-    "aid": {"aid_weight": 0.5},
+    "both": {"projected_weight": 0.5},
     "projected": PROJECTED,
     "batch-32": {"batch_size": 32},
     "relativistic": {"objective": "relativistic", "r2_gamma": 0.1, "penalty_interval": 1},

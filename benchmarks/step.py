@@ -1,14 +1,19 @@
 """What of a device's speed a training step reaches: formats, precisions and compilation in turns.
 
 python -m benchmarks.step                                       # this device, the default recipe
-python -m benchmarks.step --resolution 128 --patch 2 --aid-weight 0.5        # flags of train.py
+python -m benchmarks.step --resolution 128 --projected-weight 0.5          # flags of train.py
 python -m benchmarks.step --preset kaogan-128 --batch-size 256 --profile     # and where time goes
+python -m benchmarks.step --host --resolution 128 --projected-weight 0.5    # what the host does
 python -m benchmarks.step --quick                               # seconds, nothing compiled
 
 Every way takes the whole step of train.py (D, penalties, G, optimizers, average) for one cycle of
 its lazy penalty. Its operations are counted and set against what one plain large convolution
 reaches on the same device in the same precision. On a GPU a last cycle runs in which every wait
 of the host for the device is an error.
+
+--host counts the operators that a step dispatches, and times the step where arithmetic costs next
+to nothing: the same levels with 4 channels each, batches of 4, eagerly and compiled. That is what
+a GPU waits for that is faster than its host.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -34,6 +38,7 @@ from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
 from training.config import parse_arguments as parse_settings
+from training.precision import Precision
 
 OURS = "train.py"  # the way that others are compared with
 
@@ -54,29 +59,33 @@ class Way:
 
     Args:
         settings: what differs from the run's settings.
+        precision: what the step computes with, where that is not the run's choice.
         around: makes the context that steps run in.
         plain: whether weights lie plane by plane.
-        compiled: whether the networks are compiled.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    precision: str = ""
     around: Callable[[], Any] = contextlib.nullcontext
     plain: bool = False
-    compiled: bool = False
 
 
 WAYS = {
     OURS: Way(),
     "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
-    "in bf16": Way(around=partial(torch.autocast, "cpu", torch.bfloat16)),
+    "in bf16": Way(precision="bf16"),
     "not channels_last": Way(around=PlainLayout, plain=True),
-    "compiled": Way(compiled=True),
+    "compiled": Way({"compile": "yes"}),
+    "not compiled": Way({"compile": "no"}),
 }
+HOST_WAYS = ("not compiled", "compiled")
+HOST_PX = 64  # at which the projected discriminator's network, whose channels stay, looks
 
 
 def names_of_ways(device: str, compiled: bool) -> list[str]:
     """Return the ways that are another on a device: train.py's own precision is left out."""
-    left_out = {"in bf16" if device == "cuda" else "in fp32", "" if compiled else "compiled"}
+    left_out = {"in bf16", "compiled"} if device == "cuda" else {"in fp32", "not compiled"}
+    left_out |= set() if compiled else {"compiled"}
     return [name for name in WAYS if name not in left_out]
 
 
@@ -86,26 +95,21 @@ class Stepper(Ours):
     def __init__(self, name: str, config: TrainConfig) -> None:
         way = WAYS[name]
         super().__init__(dataclasses.replace(config, **way.settings))
-        self.around, self.compiled = way.around, None
+        self.around = way.around
         self.batch = config.batch_size
         self.device = self.run.accelerator.device
         for network in self.networks() if way.plain else ():
             network.to(memory_format=torch.contiguous_format)
-        for network in self.networks() if way.compiled else ():
-            network.compile()
-            self.compiled = self.D._compiled_call_impl
-        mixed = self.run.accelerator.mixed_precision == "bf16" or name == "in bf16"
-        self.dtype = torch.bfloat16 if mixed else torch.float32
+        if way.precision:
+            self.run.precision = Precision(way.precision, self.device)
+        self.dtype = self.run.precision.dtype
 
     def networks(self) -> list[torch.nn.Module]:
         """Return every network that learns."""
-        return [self.G, self.D, *([self.run.A_raw] if self.run.A else [])]
+        return [self.G, self.D, *([self.run.P_raw] if self.run.P else [])]
 
     def step(self) -> None:
         """Take one step of train.py's."""
-        if self.compiled:  # compiled code cannot be differentiated twice, as R1 does
-            penalised = (self.run.nimg // self.batch) % self.cycle == 0
-            self.D._compiled_call_impl = None if penalised else self.compiled
         with self.around():
             super().step()
 
@@ -168,6 +172,21 @@ class Stepper(Ours):
             self.whole_cycle()
         return profile.key_averages().table(f"self_{self.device.type}_time_total", 25)
 
+    def operators(self) -> float:
+        """Count what Python and autograd dispatch in a step: the mean of a cycle.
+
+        An operator that another one calls is not counted, nor are kernels that a compiler wrote.
+        """
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.whole_cycle()
+        return sum(map(is_dispatched, profile.events())) / self.cycle
+
+    def host_ms(self) -> float:
+        """Time one step of a cycle on this thread's own clock, ms."""
+        start = time.process_time()
+        self.whole_cycle()
+        return 1000 * (time.process_time() - start) / self.cycle
+
     def describe(self) -> dict[str, Any]:
         """Return what the run is made of and where it runs."""
         if self.device.type == "cuda":
@@ -186,6 +205,21 @@ class Stepper(Ours):
         """Give its folder back."""
         self.run.lock.close()
         self.folder.cleanup()
+
+
+def is_operator(name: str) -> bool:
+    """Tell whether a profiler's event is an operator, and not a node of autograd's graph."""
+    return "::" in name and not name.startswith(("autograd::", "torch::"))
+
+
+def is_dispatched(event: Any) -> bool:
+    """Tell whether an event is an operator that no other operator called."""
+    above = event.cpu_parent
+    while above is not None:
+        if is_operator(above.name):
+            return False
+        above = above.cpu_parent
+    return is_operator(event.name)
 
 
 # A way has a process of its own, since accelerate knows one precision a process.
@@ -235,6 +269,58 @@ def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "flop": flop, **sizes, **figures}
 
 
+def shrink(config: TrainConfig) -> TrainConfig:
+    """Return the same networks with 4 channels on every level, and batches of 4."""
+    small = {"channel_max": 4, "g_channel_min": 4, "z_dim": 8, "w_dim": 8, "batch_size": 4}
+    small |= {"group_size": 4, "gradient_accumulation": 1}
+    if config.projected_weight and config.resolution >= HOST_PX:
+        small["projected_resolution"] = HOST_PX
+    return dataclasses.replace(config, **small)
+
+
+def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Count and time what the host does for one step, eagerly and compiled."""
+    rows, figures, times = [], {}, 1 if args.quick else args.repeats
+    for name in HOST_WAYS[: 1 if args.quick else None]:  # compiling takes minutes of every core
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(1, spawn, open_stepper, (name, shrink(config))) as process:
+
+            def tell(what: str, process: ProcessPoolExecutor = process) -> Any:
+                return process.submit(ask, what).result()
+
+            tell("whole_cycle")
+            host_ms = [tell("host_ms") for _ in range(times)]
+            rows.append({"way": name, "operators": tell("operators"), "host_ms": host_ms})
+            figures = tell("describe")
+            tell("close")
+    return {"rows": rows, "px": config.resolution, **figures}
+
+
+def report_host(figures: dict[str, Any]) -> str:
+    """Write the section on the host."""
+    first = figures["rows"][0]
+    lines = [
+        (
+            row["way"],
+            f"{row['operators']:,.0f}",
+            f"{row['operators'] / first['operators']:.2f}×",
+            f"{median(row['host_ms']):.1f}",
+            f"{median(row['host_ms']) / median(first['host_ms']):.2f}×",
+        )
+        for row in figures["rows"]
+    ]
+    head = ("step", "operators", "to eager", "ms", "to eager")
+    return (
+        f"## What the host does for one step\n\n"
+        f"`{' '.join(['python -m benchmarks.step --host', *figures['flags']])}`; the levels of "
+        f"{figures['px']} px with 4 channels each, batches of 4; {figures['machine']}. Operators: "
+        f"what Python and autograd dispatch, without kernels that the compiler wrote; the mean of "
+        f"a cycle of the lazy penalty. Milliseconds of one thread hold the arithmetic of a frozen "
+        f"network at {HOST_PX} px, where a projected discriminator is asked for.\n\n"
+        f"{table(head, lines)}"
+    )
+
+
 def report(figures: dict[str, Any]) -> str:
     """Write the section."""
     speeds = [median(row["images_per_s"]) for row in figures["rows"]]
@@ -259,7 +345,7 @@ def report(figures: dict[str, Any]) -> str:
         f"batches of {figures['batch']}, {figures['flop'] / 1e9:.2f} GFLOP an image, {millions} "
         f"million parameters; {figures['machine']}. In turns, the median of {cycles} cycles of the "
         f"lazy penalty. Share: of what one plain large convolution reaches in the same precision. "
-        f"Compiled: every step but those with a penalty.\n\n{table(head, lines)}"
+        f"Compiled: every step but D's with a penalty.\n\n{table(head, lines)}"
     )
     if figures["device"] == "cuda":
         waits = figures["waits"]
@@ -271,6 +357,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainCo
     """Read the command line; flags that are not the bench's are train.py's."""
     parser = make_parser("step", __doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="cycles of each way")
+    parser.add_argument("--host", action="store_true", help="count and time the host's work only")
     parser.add_argument("--profile", action="store_true", help="print where time goes, too")
     args, rest = parser.parse_known_args(argv)
     args.flags = rest
@@ -280,8 +367,11 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainCo
 def main(argv: list[str] | None = None) -> int:
     """Run the bench."""
     args, config = parse_arguments(argv)
-    figures = {"flags": args.flags} | measure(config, args)
-    publish("step", report(figures), figures, args)
+    take, write, name = (measure, report, "step")
+    if args.host:
+        take, write, name = (measure_host, report_host, "host")
+    figures = {"flags": args.flags} | take(config, args)
+    publish(name, write(figures), figures, args)
     return 0
 
 

@@ -42,13 +42,20 @@ FIELDS = {
     64: ("kaogan", "kaogan-bare", "dcgan", *PEERS),
     96: ("kaogan", "article", "article-deconv"),
 }
-LEARNERS = ("kaogan", "kaogan-quick", "kaogan-patch", "kaogan-aid", "dcgan", "lightweight-gan")
+LEARNERS = (
+    "kaogan",
+    "kaogan-quick",
+    "kaogan-patch",
+    "kaogan-projected",
+    "dcgan",
+    "lightweight-gan",
+)
 LABELS = {
     "kaogan": "Kaogan (train.py)",
     "kaogan-bare": "Kaogan's step in bare PyTorch",
     "kaogan-quick": "Kaogan, --preset quick-64 (batches of 8)",
     "kaogan-patch": "Kaogan, --patch 2",
-    "kaogan-aid": "Kaogan, --patch 2 --aid-weight 1",
+    "kaogan-projected": "Kaogan, --patch 2 --projected-weight 1",
     "dcgan": "plain DCGAN",
     "article": "the article's networks",
     "article-deconv": "the article's, transposed convolutions",

@@ -8,12 +8,15 @@ import pytest
 
 from training.config import (
     PRESETS,
+    RENAMED,
     ConfigError,
     TrainConfig,
+    flag,
     make_config,
     make_parser,
     parse_arguments,
     read_config_file,
+    renamed,
 )
 
 
@@ -79,9 +82,13 @@ def test_unknown_flags_are_refused(flags, capsys):
         ({"data": []}, "--data names no source"),
         ({"data": [3]}, "--data takes names"),
         ({"augment": "sparkle"}, "sparkle"),
-        ({"aid_weight": 1.0, "critic": "projected"}, "--aid-weight needs"),
-        ({"aid_resolution": 96, "resolution": 64}, "--aid-resolution must be 0, or 64 to"),
-        ({"aid_resolution": 32}, "--aid-resolution must be 0, or 64 to"),
+        ({"aid_lr": 1e-4}, "aid_lr is now called projected_lr"),
+        ({"projected_weight": 1.0, "critic": "projected"}, "--projected-weight needs"),
+        (
+            {"projected_resolution": 96, "resolution": 64},
+            "--projected-resolution must be 0, or 64 to",
+        ),
+        ({"projected_resolution": 32}, "--projected-resolution must be 0, or 64 to"),
     ],
 )
 def test_unusable_values_get_a_sentence(values, words):
@@ -106,6 +113,13 @@ def test_unusable_files_get_a_sentence(tmp_path, name, text, words):
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_config_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_old_names_are_refused_with_the_new_one(old):
+    with pytest.raises(ConfigError, match=f"{flag(old)} is now called {flag(RENAMED[old])}"):
+        parse_arguments([f"{flag(old)}=0.5"])
+    assert renamed({old: 3, "seed": 1}) == {RENAMED[old]: 3, "seed": 1}
 
 
 def test_settings_are_frozen():

@@ -31,6 +31,7 @@ from studio.faces import Studio
 from studio.recipe import Edit, Recipe
 from training.checkpoint import checkpoint_path
 from training.config import ConfigError, TrainConfig, make_config
+from training.projected import ProjectedDiscriminator
 from training.publish import (
     Publisher,
     PublishError,
@@ -124,6 +125,14 @@ def config(**settings):
 
 def snapshot(folder, kimg=64.0, **more):
     return take_snapshot(folder, config(), kimg=kimg, repo=REPO, **more)
+
+
+def test_a_snapshot_holds_the_heads_that_taught_beside_d(run_folder):
+    assert not [name for name in snapshot(run_folder).files if name.startswith("projected/")]
+    ProjectedDiscriminator(64, width=8).save_pretrained(run_folder / "projected")
+    files = snapshot(run_folder).files
+    for name in ("config.json", "model.safetensors"):
+        assert files[f"projected/{name}"] == (run_folder / "projected" / name).read_bytes()
 
 
 # ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import contestants, data, growth, step, training, worker
 from benchmarks.worker import Operations, real_batches, to_pixels
 from studio.faces import Studio
+from training.run import kaogan_networks
 
 
 @pytest.fixture
@@ -175,7 +176,8 @@ def test_a_step_is_set_against_a_convolution(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "compiled" in step.names_of_ways("cuda", True)
+    assert step.names_of_ways("cuda", True)[-1] == "not compiled"  # train.py compiles there
+    assert step.names_of_ways("cpu", True)[-1] == "compiled"
     assert {"in fp32", "compiled"}.isdisjoint(step.names_of_ways("cpu", False))
     monkeypatch.setattr(step, "names_of_ways", lambda *_: [step.OURS])
     assert step.main([*options, *SHORT, "--profile"]) == 0
@@ -186,3 +188,21 @@ def test_a_step_is_set_against_a_convolution(
     assert "aten::" in said and "| train.py | float32 |" in said and "waits" not in said
     text = step.report(figures | {"device": "cuda", "waits": "called a synchronizing operation"})
     assert "The host waits: called a synchronizing operation." in text
+
+
+def test_the_hosts_work_is_counted_at_the_real_depth(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = step.parse_arguments([*SHORT, "--projected-weight", "1", "--resolution", "64"])
+    small = step.shrink(config)
+    assert small.resolution == small.projected_resolution == 64
+    G, _ = kaogan_networks(small)
+    assert len(G.blocks) == 5 and {*G.config["channels"]} == {4}
+    assert step.main([*options, *SHORT, "--host"]) == 0
+    figures = json.loads((tmp_path / "results" / "host.json").read_text())
+    (row,) = figures["rows"]
+    assert row["way"] == "not compiled" and 500 < row["operators"] < 5000
+    assert row["host_ms"][0] > 1
+    assert "| not compiled | " in capsys.readouterr().out
+    rows = [row, row | {"way": "compiled", "operators": row["operators"] / 4}]
+    assert "| 0.25× | " in step.report_host(figures | {"rows": rows})

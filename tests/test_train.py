@@ -17,9 +17,11 @@ from children import SMALL, Bench
 from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from model import Discriminator, Generator, latents_from_seeds
 from training.checkpoint import list_checkpoints
+from training.projected import ProjectedDiscriminator
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1",
           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
@@ -169,32 +171,68 @@ def test_killed_and_resumed_equals_undisturbed(bench, start, tmp_path):
     ).read_bytes()
 
 
-def test_a_second_critic_takes_part_and_goes_on_exactly(bench, tmp_path):
-    aid = ["--total-kimg", "0.128", "--keep", "9", "--aid-weight"]
+def test_a_projected_discriminator_takes_part_and_is_resumed_exactly(bench, tmp_path):
+    both = ["--total-kimg", "0.128", "--keep", "9", "--projected-weight"]
     for name, flags in {
-        "alone": [*aid, "0"],
-        "whole": [*aid, "1"],
-        "parts": [*aid, "1", "--total-kimg", "0.064"],
+        "alone": [*both, "0"],
+        "whole": [*both, "1"],
+        "parts": [*both, "1", "--total-kimg", "0.064"],
     }.items():
         status, printed = bench.run(name, *flags)
         assert status == 0, printed
-    status, printed = bench.run("parts", *aid, "1", "--resume", "latest")
+    rename_as_of_old(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    status, printed = bench.run("parts", *both, "1", "--resume", "latest")
     assert status == 0, printed
     alone, whole, parts = (checkpoints(tmp_path / name)[-1] for name in ("alone", "whole", "parts"))
+    assert whole.keys() == parts.keys()
     assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
-    assert {k for k in whole if k not in alone} == {k for k in whole if k.startswith("A")}
+    more = {k for k in whole if k not in alone}
+    assert more == {k for k in whole if k.startswith(("projected/", "projected_opt/"))} != set()
     moved = [k for k in alone if k.startswith("G/") and not torch.equal(alone[k], whole[k])]
     assert moved, "G did not heed it"
     line = json.loads((tmp_path / "whole/stats.jsonl").read_text().splitlines()[-1])
-    assert line["aid_d_loss"] > 0
+    assert line["projected_d_loss"] > 0
+    # Another run starts with its heads, which are saved beside generator/ and discriminator/.
+    heads = ProjectedDiscriminator.from_pretrained(tmp_path / "whole" / "projected").state_dict()
+    assert all(torch.equal(heads[k], whole[f"projected/{k}"]) for k in heads)
+    flags = [
+        "--init-from",
+        str(tmp_path / "whole"),
+        "--total-kimg",
+        "0.016",
+        "--tick-kimg",
+        "0.016",
+    ]
+    status, printed = bench.run(
+        "next", *flags, "--projected-weight", "1", "--projected-lr", "1e-12"
+    )
+    assert status == 0, printed
+    assert f"Projected discriminator: tensors taken: {len(heads)} of {len(heads)}." in printed
+    (begun,) = checkpoints(tmp_path / "next")
+    for key in (k for k in heads if k.endswith("original")):
+        torch.testing.assert_close(begun[f"projected/{key}"], heads[key])
 
 
-def test_a_second_critic_learns_alike_on_two_processes(bench, tmp_path):
-    aid = [*STILL, "--aid-weight", "1", "--aid-lr", "1e-12", "--total-kimg", "0.032"]
-    for status, printed in (bench.run("one", *aid), bench.run_ranks("two", 2, *aid)):
+def rename_as_of_old(path):
+    """Give a checkpoint the names that a projected discriminator's tensors had once."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), "format": "kaogan-checkpoint-1"}
+    metadata.pop("sha256")
+    names = {"projected": "A", "projected_opt": "A_opt"}
+    stored = {}
+    for key, tensor in tensors(path).items():
+        of, _, rest = key.partition("/")
+        stored[f"{names.get(of, of)}/{rest}"] = tensor
+    assert any(k.startswith("A_opt/") for k in stored)
+    save_file(stored, path, metadata=metadata)
+
+
+def test_a_projected_discriminator_learns_alike_on_two_processes(bench, tmp_path):
+    both = [*STILL, "--projected-weight", "1", "--projected-lr", "1e-12", "--total-kimg", "0.032"]
+    for status, printed in (bench.run("one", *both), bench.run_ranks("two", 2, *both)):
         assert status == 0, printed
     one, two = (checkpoints(tmp_path / name)[0] for name in ("one", "two"))
-    assert any(k.startswith("A_opt") for k in gradients(one))
+    assert any(k.startswith("projected_opt") for k in gradients(one))
     assert_same_gradients(one, two)
 
 
@@ -422,6 +460,7 @@ def test_a_loss_that_is_no_number_stops_the_run(bench, tmp_path):
         (["--init-from", "nowhere/at all"], "neither a folder nor a Hub repository"),
         (["--augment", "flip"], "--augment: no augmentation is called 'flip'; choose from colour"),
         (["--log-with", "wandb"], "--log-with wandb needs its package: pip install wandb"),
+        (["--aid-weight", "1"], "--aid-weight is now called --projected-weight; give that"),
     ],
 )
 def test_faults_get_one_sentence(bench, flags, words):

@@ -15,8 +15,9 @@ from model import (
 )
 from training import transfer
 from training.config import make_config
+from training.projected import ProjectedDiscriminator
 from training.run import kaogan_networks
-from training.transfer import imitate, init_from, open_pair, take_over
+from training.transfer import imitate, init_from, init_heads, open_pair, take_over
 
 WIDTHS = (32, 16, 16)  # of 4, 8 and 16 px
 
@@ -149,6 +150,24 @@ def test_init_from_says_what_it_took(tmp_path):
     _, other = kaogan_networks(make_config({**config.public(), "critic": "projected"}))
     init_from(str(tmp_path), G, other, said.append)
     assert said[-1].endswith("D none.")
+
+
+@pytest.mark.parametrize("name", ["projected", "aid"])
+def test_heads_are_taken_where_a_folder_holds_them(tmp_path, name):
+    said, P, old = [], *(ProjectedDiscriminator(64, width=8) for _ in range(2))
+    init_heads(str(tmp_path), P, said.append)
+    assert said.pop().endswith("holds none, so its heads learn afresh.")
+    old.save_pretrained(tmp_path / name)
+    init_heads(str(tmp_path), P, said.append)
+    assert said.pop() == "Projected discriminator: tensors taken: {0} of {0}.".format(
+        len(P.state_dict())
+    )
+    assert all(map(torch.equal, P.state_dict().values(), old.state_dict().values()))
+    init_heads(str(tmp_path), ProjectedDiscriminator(128, width=8), said.append)
+    assert "judges at 64 px, this run at 128 px" in said.pop()
+    (tmp_path / name / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="safetensors"):
+        init_heads(str(tmp_path), P, said.append)
 
 
 def test_levels_learn_to_do_what_a_patch_did(tmp_path, monkeypatch):

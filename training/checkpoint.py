@@ -36,6 +36,7 @@ LOCK = "lock"
 DIGEST_KEY = b'"sha256":"'  # unescaped quotes: it cannot stand inside another value
 NO_DIGEST = "0" * 64
 MAX_HEADER = 16 * 2**20  # bytes; ours take some tens of kB
+RENAMED = {"projected/": "A/", "projected_opt/": "A_opt/"}  # as they were called once
 SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps for each parameter
 
 
@@ -311,18 +312,32 @@ def _read_tensors(
         found = set(file.keys())
         wanted = _pack(networks, {})
         for name, optimizer in optimizers.items():
-            if any(k.startswith(f"{name}/") for k in found):  # none where no step was made
+            if any(_is_of(k, f"{name}/") for k in found):  # none where no step was made
                 wanted |= _slots(name, optimizer)
         for name, like in wanted.items():
-            if name not in found:
+            stored = _stored_name(name, found)
+            if stored not in found:
                 raise ValueError(f"it has no {name}")
-            shape = file.get_slice(name).get_shape()
+            shape = file.get_slice(stored).get_shape()
             if shape != list(like.shape):
                 raise ValueError(f"its {name} is {shape} instead of {list(like.shape)}")
-            tensors[name] = file.get_tensor(name)
+            tensors[name] = file.get_tensor(stored)
             if tensors[name].dtype != like.dtype:
                 raise ValueError(f"its {name} is {tensors[name].dtype} instead of {like.dtype}")
     return tensors
+
+
+def _is_of(key: str, prefix: str) -> bool:
+    """Tell whether a stored tensor belongs to what `prefix` names, also by its old name."""
+    return key.startswith((prefix, RENAMED.get(prefix, prefix)))
+
+
+def _stored_name(name: str, found: set[str]) -> str:
+    """Return the name under which a checkpoint holds a tensor: today's, or that of once."""
+    for new, old in RENAMED.items():
+        if name.startswith(new) and name not in found:
+            return old + name.removeprefix(new)
+    return name
 
 
 def _slots(name: str, optimizer: Optimizer) -> dict[str, Tensor]:

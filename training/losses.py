@@ -9,6 +9,7 @@ finite where the logarithm of a rounded probability is not.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,7 +109,9 @@ def d_loss(
     `[N, D]` that it judges as well as pictures, is penalised at those rows.
 
     Args:
-        D: pictures `[N, C, H, W]` → logits `[N]` or `[N, K]`; sees real and fake in one batch.
+        D: pictures `[N, C, H, W]` → logits `[N]` or `[N, K]`; sees real and fake in one batch, or,
+            where R1 alone is asked for, one after the other, so that it is not differentiated
+            twice at the fakes for nothing.
         real, fake: `[N, C, H, W]` in [-1, 1]; no gradient reaches whatever made them.
         objective: a name in OBJECTIVES.
         real_label: target of real pictures, for `bce`.
@@ -121,10 +124,11 @@ def d_loss(
     if embed := getattr(getattr(D, "module", D), "embed", None):
         with torch.no_grad():
             judged = embed(judged)
-    judged.requires_grad_(penalised)
-    with torch.autocast(judged.device.type, enabled=not penalised and _autocasting(judged)):
-        logits = D(judged).float()
-    real_logits, fake_logits = logits.chunk(2)
+    batches = judged.chunk(2) if r1_gamma > 0 and r2_gamma == 0 else (judged,)
+    batches[0].requires_grad_(penalised)
+    with _in_float32(judged.device) if penalised else contextlib.nullcontext():
+        logits = [D(batch).float() for batch in batches]
+    real_logits, fake_logits = torch.cat(logits).chunk(2)
     loss = OBJECTIVES[objective].d(real_logits, fake_logits, real_label)
     stats = {
         "d_loss": loss.detach(),
@@ -133,10 +137,10 @@ def d_loss(
         "d_sign": (real_logits.detach().sign() - fake_logits.detach().sign()).mean() / 2,
     }
     if penalised:
-        at_real, at_fake = squared_gradient(logits, judged).chunk(2)
-        r1, r2 = at_real.mean(), at_fake.mean()
-        loss = loss + r1_gamma / 2 * r1 + r2_gamma / 2 * r2
-        stats |= {"r1": r1.detach(), "r2": r2.detach()}
+        squares = squared_gradient(logits[0], batches[0]).split(len(real))
+        for name, gamma, at in zip(("r1", "r2"), (r1_gamma, r2_gamma), squares, strict=False):
+            loss = loss + gamma / 2 * at.mean()
+            stats[name] = at.detach().mean()
     return loss, stats
 
 
@@ -170,6 +174,6 @@ def g_loss(
     return loss, {"g_loss": loss.detach()}
 
 
-def _autocasting(pictures: Tensor) -> bool:
-    """Tell whether an outer autocast is on for the pictures' device."""
-    return torch.is_autocast_enabled(pictures.device.type)
+def _in_float32(device: torch.device) -> torch.autocast:
+    """Return a context that switches an outer autocast off."""
+    return torch.autocast(device.type, enabled=False)

@@ -4,8 +4,9 @@
     python -m training.publish runs/mine --repo owner/name               # a run of earlier
 
 The repository gets the generator at its root (config.json, model.safetensors, the card as
-README.md, and directions.safetensors if it has one), discriminator/, grids, stats.jsonl, and
-train_config.json without local paths.
+README.md, and directions.safetensors if it has one), discriminator/, the heads of a projected
+discriminator in projected/ if the run has one, grids, stats.jsonl, and train_config.json without
+local paths.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ from safetensors import SafetensorError, safe_open
 
 from model import CONFIG_NAME, DIRECTIONS_NAME, WEIGHTS_NAME, ModelError, load_network
 from training.checkpoint import list_checkpoints
-from training.config import BUNDLED_FACES, ConfigError, TrainConfig, make_config, read_config_file
+from training.config import (
+    BUNDLED_FACES,
+    ConfigError,
+    TrainConfig,
+    make_config,
+    read_config_file,
+    renamed,
+)
 
 PAUSES = (2.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)  # seconds before another try
 START_TRIES = 3  # before a run starts, at a Hub that fails
@@ -282,7 +290,7 @@ def take_snapshot(
     if fit_directions(folder / "generator"):
         places[DIRECTIONS_NAME] = folder / "generator" / DIRECTIONS_NAME
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        for network in ("discriminator", "enlarger"):
+        for network in ("discriminator", "projected", "enlarger"):
             places[f"{network}/{name}"] = folder / network / name
     places["enlarger/README.md"] = folder / "enlarger" / "README.md"  # it names the teacher
     grids = find_grids(folder)
@@ -609,7 +617,7 @@ def publish(
     Raises:
         PublishError, ConfigError, ModelError, OSError: nothing there to publish, or no way to.
     """
-    config = make_config(read_config_file(folder / CONFIG_NAME), changes)
+    config = make_config(renamed(read_config_file(folder / CONFIG_NAME)), changes)
     load_network(folder / "generator")  # what nobody could load is not worth a commit
     kimg = find_kimg(folder)
     tag = tag or f"kimg-{kimg_text(kimg)}"

@@ -46,13 +46,23 @@ from model import (
     keep_freed_memory,
     last_level,
 )
-from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
+from training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    lock_folder,
+)
+from training.compiling import Compiler, make_compiler
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack
+from training.forecast import forecast
 from training.metrics import build_extractor
+from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
-from training.transfer import init_from
+from training.schedule import Schedule, make_schedule
+from training.transfer import init_from, init_heads
 
 
 class TrainingError(RuntimeError):
@@ -75,8 +85,11 @@ class Run:
     G_ema: nn.Module
     G_opt: Any
     D_opt: Any
-    A: nn.Module | None = None  # the second critic, with --aid-weight
-    A_opt: Any = None
+    precision: Precision
+    schedule: Schedule
+    compiler: Compiler
+    P: nn.Module | None = None  # projected discriminator beside D, with --projected-weight
+    P_opt: Any = None
     nimg: int = 0  # images seen, over all processes
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
@@ -92,20 +105,22 @@ class Run:
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a checkpoint holds, by name; no average where there is none."""
         networks = {"G": self.G_raw, "D": self.D_raw}
-        if self.A:
-            networks["A"] = self.A_raw
+        if self.P:
+            networks["projected"] = self.P_raw
         return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
 
     @property
-    def A_raw(self) -> nn.Module:
-        """The second critic, bare."""
-        return self.accelerator.unwrap_model(self.A)
+    def P_raw(self) -> nn.Module:
+        """The projected discriminator beside D, bare."""
+        return self.accelerator.unwrap_model(self.P)
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers that a checkpoint holds, by name."""
         optimizers = {"G_opt": self.G_opt.optimizer, "D_opt": self.D_opt.optimizer}
-        return {**optimizers, "A_opt": self.A_opt.optimizer} if self.A else optimizers
+        if self.P:
+            optimizers["projected_opt"] = self.P_opt.optimizer
+        return optimizers
 
 
 def build(config: TrainConfig) -> Run:
@@ -138,15 +153,22 @@ def build(config: TrainConfig) -> Run:
         world_size=accelerator.num_processes,
         device=accelerator.device,
     )
+    precision = choose_precision(config.mixed_precision, accelerator.device)
     run = Run(
-        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
-    )
+        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:],
+        precision, make_schedule(config),
+        make_compiler(config.compile, accelerator.device, accelerator.print),
+    )  # fmt: skip
+    for network in (G, D):
+        make_fast(run, network)
     run.publisher, run.lock = publisher, lock
-    if config.aid_weight:
-        add_aid(run)
+    if config.projected_weight:
+        add_projected(run, "" if checkpoint else config.init_from)
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
+    if accelerator.is_main_process and (said := forecast(run)):
+        accelerator.print(said)
     forget_later(run)
     note_facts(run)
     return run
@@ -170,20 +192,31 @@ def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
     return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
 
 
-def add_aid(run: Run) -> None:
-    """Give a run its second critic, which sees what D, learning from nothing, does not yet.
+def add_projected(run: Run, source: str) -> None:
+    """Give a run a projected discriminator beside D, with the heads of `source` where it has some.
 
-    Kumari et al. 2022 (arXiv 2112.09130).
+    It sees what D, learning from nothing, does not yet (Kumari et al. 2022, arXiv 2112.09130).
     """
     config, device = run.config, run.accelerator.device
-    critic = ProjectedDiscriminator(config.aid_resolution or config.resolution, config.img_channels)
-    critic = critic.to(device, memory_format=torch.channels_last)
-    optimizer = make_adam(critic, config.aid_lr, config)
-    run.A, run.A_opt = run.accelerator.prepare(critic, optimizer)
+    size = config.projected_resolution or config.resolution
+    P = ProjectedDiscriminator(size, config.img_channels)
+    if source:
+        init_heads(source, P, run.accelerator.print)
+    P = P.to(device, memory_format=torch.channels_last)
+    optimizer = make_adam(P, config.projected_lr, config)
+    run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
+    make_fast(run, P)
+
+
+def make_fast(run: Run, network: nn.Module) -> None:
+    """Have a network compiled when it is first called, if the run compiles."""
+    if isinstance(network, ProjectedDiscriminator):  # nothing is made while it is being compiled
+        network.frozen(run.accelerator.device)
+    run.compiler.compile(network)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Set up processes, devices and precision; a CPU always computes in fp32.
+    """Set up processes and devices.
 
     What `accelerate launch` says of accumulation, precision and compilation is not asked: the
     flags of this script decide, so that a run does not depend on who launched it.
@@ -198,15 +231,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(
             f"--log-with {config.log_with} needs its package: pip install {config.log_with}"
         )
-    # Emulated bf16 (before compute capability 8.0) would be slower than fp32.
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = has_bf16 if config.mixed_precision == "auto" else config.mixed_precision == "bf16"
     accelerator = Accelerator(
-        mixed_precision="bf16" if wanted and torch.cuda.is_available() else "no",
+        mixed_precision="no",  # training.precision says why
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation
         ),
-        dynamo_backend="no",  # penalties differentiate D twice, which compiled code refuses
+        dynamo_backend="no",  # training.compiling does it, but not where D is differentiated twice
         log_with=config.log_with or None,
         project_dir=config.out,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -278,6 +308,13 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
     state = load_checkpoint(checkpoint, run.networks, run.optimizers)
     run.nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
+    try:
+        run.schedule.restore(state)
+        run.precision.restore(state)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint} holds no schedule or scales of losses to go on with: {error!s:.200}"
+        ) from error
     say = run.accelerator.print
     say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
     if state.get("data", run.faces.key) != run.faces.key:
@@ -385,7 +422,7 @@ def greet(run: Run) -> None:
         + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
         + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "
-        f"precision {run.accelerator.mixed_precision}"
+        f"precision {run.precision.name}{run.precision.hint}"
     )
 
 
@@ -407,3 +444,8 @@ def note_facts(run: Run) -> None:
 def minutes(run: Run) -> float:
     """Return the minutes of this launch."""
     return (time.monotonic() - run.started) / 60
+
+
+def training_minutes(run: Run) -> float:
+    """Return the minutes after which this launch stops to train; 0: no limit."""
+    return run.config.max_minutes

@@ -56,10 +56,13 @@ def save(run: Run) -> None:
     if run.accelerator.is_main_process:
         seconds = run.seconds + minutes(run) * 60
         state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key}
+        state |= run.schedule.state | run.precision.state
         folder = run.folder / "checkpoints"
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
         save_network(run.G_ema, run.folder / "generator")
         save_network(run.D_raw, run.folder / "discriminator")
+        if run.P:
+            save_network(run.P_raw, run.folder / "projected")
 
 
 def save_network(network: nn.Module, folder: Path) -> None:

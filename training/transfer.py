@@ -30,6 +30,7 @@ from model import (
     load_generator,
     load_network,
 )
+from training.projected import ProjectedDiscriminator
 
 IMITATION_STEPS = 240  # a minute for each network at 128 px on a CPU core; then the gain is small
 IMITATION_BATCH = 8
@@ -55,6 +56,27 @@ def open_pair(source: str) -> tuple[KaoganModel, KaoganModel | None]:
         if Path(source).is_dir() or "no such file" not in str(error):
             raise
         return G, None
+
+
+def open_heads(source: str) -> ProjectedDiscriminator | None:
+    """Load the heads of a projected discriminator that taught beside D, if there are some.
+
+    Args:
+        source: as `open_pair` takes it; the heads lie in projected/, those of an older run in aid/.
+    Raises:
+        ModelError: heads that are there but broken, or a Hub that does not answer.
+    """
+    if Path(source).is_dir():
+        for name in ("projected", "aid"):
+            if (Path(source) / name / CONFIG_NAME).is_file():
+                return ProjectedDiscriminator.from_pretrained(source, subfolder=name)
+        return None
+    try:
+        return ProjectedDiscriminator.from_pretrained(source, subfolder="projected")
+    except ModelError as error:
+        if "no such file" not in str(error):
+            raise
+        return None
 
 
 @torch.no_grad()
@@ -220,3 +242,21 @@ def init_from(source: str, G: nn.Module, D: nn.Module, say: Callable[[str], None
     say(f"Starting from {source}: tensors taken: {', '.join(parts)}.")
     if left := imitate(G, D, old_G, old_D):
         say(f"The new levels imitate the patch; relative error left: {', '.join(left)}.")
+
+
+def init_heads(source: str, P: ProjectedDiscriminator, say: Callable[[str], None]) -> None:
+    """Give a new projected discriminator the heads of a trained one, where there are fitting ones.
+
+    Raises:
+        ModelError: as `open_heads` does.
+    """
+    old = open_heads(source)
+    if old and old.sizes == P.sizes:
+        say("Projected discriminator: tensors taken: {} of {}.".format(*take_over(P, old)))
+    elif old:
+        say(
+            f"Projected discriminator: {source} judges at {old.side} px, this run at {P.side} px, "
+            f"so its heads learn afresh."
+        )
+    else:
+        say(f"Projected discriminator: {source} holds none, so its heads learn afresh.")
