@@ -96,9 +96,10 @@
     },
   };
 
-  // Gradio calls small faces "Thumbnail 1 of 24", whatever the language, and tells their captions
+  // What Gradio does not tell a screen reader, or tells it wrongly.
+  // It calls small faces "Thumbnail 1 of 24", whatever the language, and tells their captions
   // twice. Here each is called by its seed, which its file is named by.
-  function nameFaces() {
+  function help() {
     const word = one("#seed span")?.textContent.trim();
     const set = (element, name, value) => {
       if (element.getAttribute(name) !== value) element.setAttribute(name, value);
@@ -119,15 +120,20 @@
       const called = name(image, image.closest(".parent").id.slice(-1).toUpperCase());
       if (called) set(image, "alt", called);
     }
+    // Dimmed until there is something to stop.
+    for (const button of document.querySelectorAll("#match-stop, #film-stop")) {
+      const works = button.closest("#match-left, #morph-tools")?.querySelector("progress");
+      set(button, "aria-disabled", `${!works}`);
+    }
     // Names that hide what stands there: the text of the upload, and of an empty frame nothing.
     document.querySelectorAll("#upload .upload-container[aria-label], .empty[aria-label]:not([role])")
       .forEach((element) => element.removeAttribute("aria-label"));
   }
-  new MutationObserver(nameFaces).observe(document.body, {
+  new MutationObserver(help).observe(document.body, {
     subtree: true, childList: true, characterData: true,
     attributes: true, attributeFilter: ["alt", "aria-label", "src"],
   });
-  nameFaces();
+  help();
 
   // Keys: space draws again, the arrows walk through the faces seen.
   const KEYS = { " ": "#roll", ArrowLeft: "#undo", ArrowRight: "#redo" };
