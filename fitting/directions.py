@@ -52,8 +52,8 @@ COLOURED = ("hair", "eyes")  # families that are colours of a part of the face
 COLOUR_GROUPS = ("middle", "fine")  # layers that may change them
 # Sets of layer groups to choose from.
 GROUP_SETS = (("fine",), ("middle",), ("middle", "fine"), ("coarse", "middle", "fine"))
-SHARES = (0.75, 1.0, 1.25, 1.5)  # of the way from the mean of all faces to a tag's
-SURE = 0.95  # of faces that must have the tag for a target to be far enough
+SHARES = (0.5, 0.65, 0.8, 1.0, 1.25, 1.5)  # of the way from the mean of all faces to a tag's
+SURE = 0.94  # of faces that must have the tag for a target to be far enough
 AS_GOOD = 0.05  # a set of groups whose share is this much lower is as good as the best
 LEAST_SEEN = 0.5  # of faces in which the judge must see the tag
 MOST_FLIPPED = 0.75  # of faces in which the judge may see any one other tag flip

@@ -21,8 +21,8 @@ from fitting.latent import Coordinates, Probe, Samples, draw, fit_linear, floats
 
 GROUP_SETS = (("fine",), ("middle", "fine"))  # layers that may colour a part
 OTHER_PART = 4.0  # weight of the other part's colour among what should stay
-MOVED = 4  # times that each probed face is moved to some colour, to learn where steps lead
-MOVED_WEIGHT = 0.5  # of all these against all that were drawn
+MOVED = 6  # times that each probed face is moved to some colour, to learn where steps lead
+MOVED_WEIGHT = 1.0  # of all these against all that were drawn
 WIDE = (0.5, 2.0)  # of the way from the mean colour to another face's, in such moves
 
 
