@@ -98,6 +98,6 @@ def test_it_trains_shows_and_opens_the_page(execute, tmp_path):
 def test_a_run_that_fails_is_told(execute):
     done = execute(FLAGS=[*TINY, "--resolution", "20"])
     assert done.returncode != 0
-    assert "train.py: --resolution and --patch: resolution must be 3, 4 or 6 times" in done.stdout
+    assert "train.py: resolution must be 3, 4 or 6 times a power of two" in done.stdout
     assert "The run ended with status" in done.stderr
     assert "Traceback" not in done.stderr
