@@ -24,6 +24,10 @@ ORT_FILES = ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.w
 	ort.webgpu.min.mjs ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm
 RUNTIME = web/runtime/$(ORT).packed
 
+# What the tests ask whether the page can be used by everyone.
+AXE = axe-core-4.14.1
+AXE_SHA256 = e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+
 app: $(READY)-app
 	$(VENV)/bin/python app.py $(ARGS)
 
@@ -41,7 +45,7 @@ $(READERS):
 	$(VENV)/bin/python -m fitting.attributes --data $(DATA)
 
 # Some machines ask Python to keep no compiled code; hundreds of processes then compile it again.
-test: $(READY)-test $(RUNTIME)
+test: $(READY)-test $(RUNTIME) .cache/$(AXE)/axe.min.js
 	PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)-test
@@ -59,6 +63,13 @@ $(RUNTIME):
 		echo "$(ORT_SHA256)  $(ORT).tgz" | sha256sum --check --quiet && \
 		tar xzf $(ORT).tgz --strip-components 2 $(ORT_FILES:%=package/dist/%) && \
 		rm $(ORT).tgz && gzip -9 -n *.wasm
+	touch $@
+
+.cache/$(AXE)/axe.min.js:
+	rm -rf .cache/$(AXE) && mkdir -p .cache/$(AXE)
+	cd .cache/$(AXE) && npm pack --silent $(subst core-,core@,$(AXE)) > /dev/null && \
+		echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && \
+		tar xzf $(AXE).tgz --strip-components 1 package/axe.min.js && rm $(AXE).tgz
 	touch $@
 
 $(VENV)/bin/pip:

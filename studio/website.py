@@ -190,7 +190,7 @@ def pack_directions(directions: Directions) -> tuple[dict[str, Tensor], dict[str
 def write_enlarger(studio: Studio, folder: Path) -> list[str]:
     """Write the enlarger of the faces as ONNX, where there is one; return the file's name."""
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     (folder / ENLARGER_NAME).unlink(missing_ok=True)
     network = studio.enlarging.network

@@ -19,7 +19,8 @@ dark.addEventListener("change", dress);
 dress();
 
 let facts = null;
-let desk = null;
+/** @type {Desk | null} */
+export let desk = null;
 
 function complain(fault) {
   one("#notice").textContent = words.say("web.fault", { fault });
@@ -72,7 +73,7 @@ function start({ directions, ready }) {
 }
 
 const backend = new URLSearchParams(location.search).get("backend") ?? "";
-const artist = new Artist(
+export const artist = new Artist(
   { facts: showFacts, progress: showProgress, ready: start, fault: complain },
   ["webgpu", "wasm"].includes(backend) ? backend : "",
 );
