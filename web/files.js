@@ -31,9 +31,9 @@ export async function fetchFiles(wanted, progress) {
   const found = {};
   const missing = [];
   for (const [name, facts] of Object.entries(wanted)) {
-    const kept = await (await cache?.match(addressOf(name, facts)))?.arrayBuffer();
-    if (kept && (await isWhole(name, kept, facts))) {
-      found[name] = kept;
+    const kept = await cache?.match(addressOf(name, facts));
+    if (kept) {
+      found[name] = await kept.arrayBuffer(); // whole, or it would not be kept
     } else {
       missing.push([name, facts]);
     }
@@ -41,15 +41,15 @@ export async function fetchFiles(wanted, progress) {
   const total = missing.reduce((sum, [, { bytes }]) => sum + bytes, 0);
   let done = 0;
   const count = (bytes) => progress(Math.min((done += bytes), total), total);
+  if (total) {
+    count(0);
+  }
   await Promise.all(missing.map(async ([name, facts]) => {
-    const data = await download(name, facts, count);
+    const data = await unpack(await download(name, facts, count));
     // A full disk costs another download some day, not this face.
     await cache?.put(addressOf(name, facts), new Response(data)).catch(() => {});
     found[name] = data;
   }));
-  for (const name of Object.keys(found)) {
-    found[name] = await unpack(found[name]);
-  }
   return found;
 }
 

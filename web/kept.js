@@ -96,7 +96,7 @@ export class Kept {
     const faces = this.faces();
     this.choose(-1);
     one("#keep-empty").hidden = faces.length > 0;
-    one("#kept").hidden = !faces.length;
+    one("#keep-empty").classList.toggle("hide", faces.length > 0); // as style.css knows it
     const recipes = faces.map(({ face }) => this.desk.find(face).recipe);
     const names = faces.map(({ name }) => name);
     this.gallery.hang(recipes, names, (index) => this.choose(index), String(faces.length));
