@@ -528,6 +528,15 @@ def test_every_file_works_offline(folder: Path) -> None:
     assert all((folder / name).exists() for name in listed)
 
 
+def test_all_words_are_there() -> None:
+    used = set()
+    for file in [ROOT / "web" / "index.html", *(ROOT / "web").glob("*.js")]:
+        text = file.read_text()
+        used |= set(re.findall(r'(?:data-word=|data-html=|say\()"([a-z.-]+)"', text))
+    assert len(used) > 60
+    assert used <= set(json.loads((ROOT / "assets" / "words.json").read_text()))
+
+
 def test_modules_are_small() -> None:
     for file in (ROOT / "web").glob("*.js"):
         if file.name != "page.js":

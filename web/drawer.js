@@ -27,7 +27,7 @@ let active = null; // the job whose step runs
 let working = false;
 
 async function open() {
-  const answer = await fetch("generator.json").catch(() => null);
+  const answer = await fetch(new URL("generator.json", import.meta.url)).catch(() => null);
   const facts = await answer?.json().catch(() => null);
   if (!answer?.ok || !facts?.files) {
     throw new Error("no generator lies beside this page; `make web` puts one there");
