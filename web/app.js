@@ -30,6 +30,9 @@ function complain(fault) {
 
 /** Show how much of the first download is there. */
 function showProgress(done, total) {
+  if (!one("#notice").hidden) {
+    return; // another file is missing
+  }
   const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
   const values = { done: megabytes(done), total: megabytes(total) };
   one("#loading").hidden = false;
