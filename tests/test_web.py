@@ -24,7 +24,7 @@ from huggingface_hub import metadata_load
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from model import SEED_MAX, Enlarger, Generator, latents_from_seeds
+from model import SEED_MAX, DenseGenerator, Enlarger, Generator, latents_from_seeds
 from studio.faces import Studio
 from studio.latents import encode_ws
 from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png
@@ -503,6 +503,31 @@ def test_it_looks_like_the_other_page(
     assert page.get_attribute("html", "lang") == "ja"
     page.click("[data-language=zh-CN]")
     expect(page.locator("#tab-wall")).to_have_text("画墙")
+    context.close()
+
+
+def test_a_generator_without_w(browser: Browser, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    DenseGenerator(z_dim=8).half().float().save_pretrained(tmp_path / "generator")
+    studio = Studio.open(tmp_path / "generator")
+    (tmp_path / "site").mkdir()
+    write_site(studio, tmp_path / "site")
+    handler = functools.partial(Files, directory=str(tmp_path / "site"))
+    context = browser.new_context(service_workers="block", locale="en")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/?seed=3&psi=0.8&mix=7@fine&between=4:0.5")
+        expect(page.locator("#note")).to_contain_text(
+            "This generator has no w, so its faces cannot be mixed."
+        )
+        face = Recipe(3, 0.8, between=Between(4, 0.5))
+        drawn = face.query(studio.revision)
+        expect(page.locator(FACE)).to_have_attribute("data-drawn", drawn)
+        grey = studio.draw_recipes([face])
+        assert worst(read(page, FACE), np.repeat(grey, 3, axis=3)) <= 1
+        expect(page.locator("#tab-mix")).to_be_hidden()
+        server.shutdown()
     context.close()
 
 
