@@ -9,6 +9,7 @@ const SHELL = [
   "page.js", "parts.js", "png.js", "recipe.js", "runtime.js", "seeds.js", "sheet.js", "style.css",
   "tensors.js", "wall.js", "words.js", "words.json",
   "runtime/ort.wasm.min.mjs", "runtime/ort-wasm-simd-threaded.mjs",
+  "runtime/ort.webgpu.min.mjs", "runtime/ort-wasm-simd-threaded.asyncify.mjs",
 ];
 
 self.addEventListener("install", (event) => {
