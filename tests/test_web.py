@@ -31,8 +31,6 @@ from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png
 from studio.website import write_site
 
 ROOT = Path(__file__).resolve().parents[1]
-PIXELS = """canvas => Array.from(
-  canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)"""
 # Draws the faces of some queries as the page itself does; their RGBA values as a data URL.
 DRAW = """async (queries) => {
   const { artist, desk } = await import("./app.js");
@@ -131,9 +129,9 @@ def page(visit: BrowserContext) -> Iterator[Page]:
 
 def read(page: Page, selector: str) -> np.ndarray:
     """Return the pixels of the canvases that fit, uint8 `[N, H, W, 3]`."""
-    rgba = [np.array(c.evaluate(PIXELS), np.uint8) for c in page.query_selector_all(selector)]
-    size = round((rgba[0].size / 4) ** 0.5)
-    return np.stack(rgba).reshape(len(rgba), size, size, 4)[..., :3]
+    urls = page.eval_on_selector_all(selector, "all => all.map((canvas) => canvas.toDataURL())")
+    files = [io.BytesIO(base64.b64decode(url.partition(",")[2])) for url in urls]
+    return np.stack([np.array(Image.open(file).convert("RGB")) for file in files])
 
 
 def wait_for(page: Page, recipe: Recipe, studio: Studio) -> None:
