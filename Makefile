@@ -16,11 +16,13 @@ ROOT_DO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: app train test lint web directions browser clean
 
-# The runtime that draws in a visitor's browser: three files of a package of npm, checked by hash.
+# The runtime that draws in a visitor's browser: files of a package of npm, checked by hash. The two
+# with .asyncify draw by WebGPU. The large ones are packed, since few file servers do that.
 ORT = onnxruntime-web-1.30.0
 ORT_SHA256 = d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71
-ORT_FILES = ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
-RUNTIME = web/runtime/$(ORT)
+ORT_FILES = ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
+	ort.webgpu.min.mjs ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm
+RUNTIME = web/runtime/$(ORT).packed
 
 # What finds faults that trouble screen readers, for the tests: one file of a package of npm.
 AXE = axe-core-4.14.1
@@ -54,8 +56,7 @@ lint: $(READY)-test
 	$(VENV)/bin/ruff format --check .
 
 web: $(READY)-export $(RUNTIME)
-	$(VENV)/bin/python -m studio.export --out web $(ARGS)
-	cp assets/style.css web/
+	$(VENV)/bin/python -m studio.website --out web $(ARGS)
 	@echo "$(VENV)/bin/python -m http.server --directory web 8000    shows it"
 
 $(RUNTIME):
@@ -64,7 +65,7 @@ $(RUNTIME):
 	cd web/runtime && npm pack --silent $(subst web-,web@,$(ORT)) > /dev/null && \
 		echo "$(ORT_SHA256)  $(ORT).tgz" | sha256sum --check --quiet && \
 		tar xzf $(ORT).tgz --strip-components 2 $(ORT_FILES:%=package/dist/%) && \
-		rm $(ORT).tgz
+		rm $(ORT).tgz && gzip -9 -n *.wasm
 	touch $@
 
 $(CHECKER):
@@ -112,4 +113,5 @@ browser:
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
-	rm -rf web/runtime tests/axe web/style.css web/generator.onnx web/generator.json
+	rm -rf web/runtime tests/axe web/style.css web/page.js web/words.json web/*.onnx
+	rm -f web/*.safetensors web/generator.json

@@ -1,5 +1,6 @@
-// What the page does in the browser: the address, the faces seen, keys, a dropped picture.
-() => {
+// What both pages do in the browser: the address, the faces seen, keys, a dropped picture. Gradio
+// takes this file as the function that it is; the page without a server calls it by its name.
+window.startKaogan = () => {
   const MERGE_MS = 900; // a dragged slider is one step back, not forty
   const seen = { list: [], at: -1, time: 0, apart: 0 };
   const face = { query: "" };
@@ -87,9 +88,9 @@
       clearTimeout(writeAddress.timer);
       window.location.reload();
     },
-    save(name, text) {
+    save(name, content, type = "application/json") {
       const anchor = document.createElement("a");
-      anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+      anchor.href = URL.createObjectURL(new Blob([content], { type }));
       anchor.download = name;
       anchor.click();
       setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);

@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.start or "start" not in figures:
         figures["start"] = measure_start(args.quick)
     with tempfile.TemporaryDirectory() as folder:
-        files = {"fp32": export(studio, Path(folder))}
+        files = {"fp32": export(studio, Path(folder), weights="fp32")}
         if args.all:
             files["int8"] = quantise_weights(files["fp32"], studio.G.z_dim)
         for threads in args.threads:

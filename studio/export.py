@@ -1,11 +1,13 @@
 """Write a generator as ONNX, for browsers and for runtimes other than torch.
 
-python -m studio.export --out web                         # seeds' latents and psi in, faces out
-python -m studio.export --out web --model owner/name --revision <commit>
+python -m studio.export --out DIR                         # seeds' latents and psi in, faces out
+python -m studio.export --out DIR --model owner/name --revision <commit>
 python -m studio.export --out DIR --input ws              # one w for each layer in, faces out
+python -m studio.export --out DIR --weights fp32          # twice as large
 
 `--out` gets generator.onnx and generator.json (revision, sizes, what the model card says). The
-file is drawn by onnxruntime and compared with torch before the command ends well.
+file is drawn by onnxruntime and compared with torch before the command ends well. The page without
+a server is written by `python -m studio.website`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from model import KaoganModel
     from studio.faces import Studio
 
 ONNX_NAME, FACTS_NAME = "generator.onnx", "generator.json"
@@ -31,6 +35,8 @@ OPSET = 18
 MAX_DIFFERENCE = 1  # of 255; a value that lies between two levels may be rounded either way
 CHECK_BATCH = 16
 CHECK_PSI = (0.7, 1.0, 0.0)  # one after the other, batch by batch
+WEIGHTS = ("fp16", "fp32")
+SMALL = 1024  # numbers; tensors of fewer stay in fp32
 
 
 class ExportError(ValueError):
@@ -54,6 +60,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="z: latents and psi; ws: one w for each layer (default: %(default)s)",
     )
     parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="fp16",
+        help="how the file holds them; all arithmetic is fp32 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--check-seeds",
         type=int,
         default=256,
@@ -74,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ExportError("--check-seeds takes a number from 1 up")
         studio = Studio.open(args.model, args.revision, fallback=False)
         args.out.mkdir(parents=True, exist_ok=True)
-        path = export(studio, args.out, args.input)
+        path = export(studio, args.out, args.input, args.weights)
         share = check(studio, path, args.check_seeds, args.input)
     except ValueError as error:
         print(f"python -m studio.export: {error}", file=sys.stderr)
@@ -91,36 +103,51 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(studio: Studio, folder: Path, kind: str = "z") -> Path:
-    """Write the generator of `studio` as ONNX beside the facts that a page needs.
+def export(studio: Studio, folder: Path, kind: str = "z", weights: str = "fp16") -> Path:
+    """Write the generator of `studio` as ONNX beside the facts that a program needs.
 
     Args:
         folder: an existing one; its generator.onnx and generator.json are replaced.
         kind: "z": inputs `z` `[N, z_dim]` and `psi` `[]`; "ws": input `ws`
             `[N, num_ws, w_dim]`. The output is `faces`, uint8 `[N, H, W, C]`, for any N.
+        weights: "fp16" or "fp32".
     Returns:
         the path of the .onnx file.
     Raises:
-        ExportError: ws of a network without w, or a missing package.
+        ExportError: ws of a network without w, weights that fp16 cannot hold, or a missing
+            package.
         OSError: what cannot be written.
     """
     network, example = _wrap(studio, kind)
-    program = _trace(network, example)
-    path = folder / ONNX_NAME
-    part = folder / f"{ONNX_NAME}.{os.urandom(4).hex()}.part"
-    try:
-        program.save(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    path = write_onnx(network, example, folder / ONNX_NAME, weights)
     facts = json.dumps(describe(studio, kind), indent=2, ensure_ascii=False) + "\n"
     (folder / FACTS_NAME).write_text(facts, encoding="utf-8")
     return path
 
 
+def write_onnx(network: Any, example: dict[str, Any], path: Path, weights: str = "fp16") -> Path:
+    """Write a module as an ONNX file, whole or not at all, and return its path.
+
+    Args:
+        network: a module whose output is `faces`.
+        example: its inputs by name; of those with dimensions, the first one is free.
+        weights: "fp16" or "fp32".
+    """
+    proto = _trace(network, example).model_proto
+    if weights == "fp16":
+        _halve(proto)
+    part = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        part.write_bytes(proto.SerializeToString())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
 def describe(studio: Studio, kind: str) -> dict[str, Any]:
-    """Return what a page without torch has to know of the generator."""
-    from studio.recipe import DEFAULT_PSI
+    """Return what a program without torch has to know of the generator."""
+    from studio.recipe import DEFAULT_FINE, DEFAULT_PSI
 
     return {
         "input": kind,
@@ -129,8 +156,33 @@ def describe(studio: Studio, kind: str) -> dict[str, Any]:
         "channels": studio.G.img_channels,
         "z_dim": studio.G.z_dim,
         "psi": DEFAULT_PSI,
+        "fine": DEFAULT_FINE,
         "about": studio.about(),
     }
+
+
+def _halve(proto: Any) -> None:
+    """Store an ONNX model's large fp32 tensors as fp16; a Cast gives each back as fp32.
+
+    A runtime casts them once, when it opens the file: what it computes is fp32 as before.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < SMALL:
+            continue
+        name = tensor.name
+        with np.errstate(over="ignore"):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ExportError(f"fp16 cannot hold the weights {name}; use --weights fp32")
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*casts, *nodes])
 
 
 def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
@@ -145,7 +197,7 @@ def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.G = studio.G
+            self.G = thaw(studio.G)
 
         def forward(self, z: Tensor, psi: Tensor) -> Tensor:
             if not self.G.num_ws:
@@ -167,6 +219,16 @@ def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
     if not studio.G.num_ws:
         raise ExportError(f"a {type(studio.G).__name__} has no w; leave out --input ws")
     return FromWs().eval(), {"ws": torch.randn(3, studio.G.num_ws, studio.G.w_dim)}
+
+
+def thaw(network: KaoganModel) -> KaoganModel:
+    """Return a copy that holds its weights alone, without what `freeze` computed from them.
+
+    An exported file computes that when it is opened, and is so much smaller.
+    """
+    fresh = type(network)(**{k: v for k, v in network.config.items() if k != "architecture"})
+    fresh.load_state_dict(network.state_dict())
+    return fresh.eval().requires_grad_(False)
 
 
 def _trace(network: Any, example: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def test_every_engine_draws_the_same_faces(tmp_path: Path) -> None:
     G.update_w_avg(256)
     G.save_pretrained(tmp_path)
     studio = Studio.open(tmp_path)
-    files = {"fp32": export(studio, tmp_path)}
+    files = {"fp32": export(studio, tmp_path, weights="fp32")}
     rows = generation.measure(tmp_path, 1, files, [1, 4], calls=3)
     torches = {"studio (torch)", "torch, not frozen", "torch, not channels_last"}
     names = torches | {"onnxruntime", "openvino"}

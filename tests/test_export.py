@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -29,7 +32,8 @@ def save(folder: Path, G: torch.nn.Module, card: str = "") -> Path:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     """Return a studio of a small random generator."""
     torch.manual_seed(0)
-    G = Generator(resolution=16, channels=(16, 16, 16), z_dim=24, w_dim=20)
+    # Weights that fp16 holds exactly, as those of every published generator are.
+    G = Generator(resolution=16, channels=(16, 16, 16), z_dim=24, w_dim=20).half().float()
     return Studio.open(save(tmp_path_factory.mktemp("generator"), G, "Random, for tests."))
 
 
@@ -86,9 +90,29 @@ def test_facts_for_a_page(studio: Studio, from_z: Path) -> None:
     about = facts.pop("about")
     assert facts == {
         "input": "z", "revision": studio.revision, "size": 16, "channels": 3, "z_dim": 24,
-        "psi": 0.7,
+        "psi": 0.55, "fine": 0.9,
     }  # fmt: skip
     assert about.startswith("Random, for tests.")
+
+
+def test_weights_are_fp16_and_all_else_is_fp32(studio: Studio, from_z: Path) -> None:
+    proto = onnx.load(from_z)
+    large = [t for t in proto.graph.initializer if math.prod(t.dims) >= export.SMALL]
+    assert large and all(t.data_type == onnx.TensorProto.FLOAT16 for t in large)
+    casts = {n.input[0] for n in proto.graph.node if n.op_type == "Cast"}
+    assert {t.name for t in large} <= casts
+
+
+def test_weights_beyond_fp16(studio: Studio, tmp_path: Path) -> None:
+    G = copy.deepcopy(studio.G)
+    G.const.data[0, 0, 0] = 1e6
+    G.blocks["16"].conv1.weight.data[0, 0, 0, 0] = 1e6
+    large = Studio.open(save(tmp_path / "large", G))
+    with pytest.raises(export.ExportError, match="fp16 cannot hold the weights .*conv1.weight"):
+        export.export(large, tmp_path)
+    assert not list(tmp_path.glob("*.onnx*"))
+    path = export.export(large, tmp_path, weights="fp32")
+    assert export.check(large, path, 2) < 0.05
 
 
 def test_other_faces_are_refused(studio: Studio, from_z: Path, tmp_path: Path) -> None:

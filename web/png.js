@@ -1,4 +1,4 @@
-// A canvas as a PNG file that carries its recipe as text, as those of the other page do.
+// PNG files that carry a recipe as text, as those of the other page do.
 
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   let c = n;
@@ -31,4 +31,37 @@ export async function toPng(canvas, size, texts) {
   const plain = await new Promise((done) => large.toBlob(done, "image/png"));
   const chunks = Object.entries(texts).map(([key, value]) => textChunk(key, value));
   return new Blob([plain.slice(0, HEAD), ...chunks, plain.slice(HEAD)], { type: "image/png" });
+}
+
+const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
+const MAX_HEAD = 256 * 1024; // bytes, of which the text before the pixels needs a few thousand
+const MAX_TEXT = 2733; // characters of one text; no part of a recipe is longer
+
+/**
+ * Return the texts that stand before the pixels of a PNG; those of later chunks are not looked for.
+ * @param {ArrayBuffer} buffer of a file that anyone may have made
+ * @returns {Record<string, string> | null} null for what is no PNG
+ */
+export function readTexts(buffer) {
+  const bytes = new Uint8Array(buffer, 0, Math.min(buffer.byteLength, MAX_HEAD));
+  if (bytes.length < HEAD || SIGNATURE.some((byte, i) => bytes[i] !== byte)) {
+    return null;
+  }
+  const view = new DataView(buffer, 0, bytes.length);
+  const texts = {};
+  for (let at = SIGNATURE.length; at + 12 <= bytes.length; ) {
+    const length = view.getUint32(at);
+    const kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+    const body = bytes.subarray(at + 8, at + 8 + length);
+    if (kind === "IDAT") {
+      break;
+    }
+    const end = body.indexOf(0);
+    if (kind === "tEXt" && body.length === length && end > 0 && end < 80) {
+      const text = Array.from(body.subarray(end + 1, end + 1 + MAX_TEXT), (b) => String.fromCharCode(b));
+      texts[String.fromCharCode(...body.subarray(0, end))] = text.join("");
+    }
+    at += 12 + length;
+  }
+  return texts;
 }

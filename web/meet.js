@@ -1,0 +1,294 @@
+// Meet: one large face, what changes it, and the address that keeps it.
+
+import { fill, make, one, paint, say, slider, dice, typedSeed } from "./parts.js";
+import { readTexts, toPng } from "./png.js";
+import { fits, plain, textsOf } from "./recipe.js";
+import { SEED_MAX } from "./seeds.js";
+
+const FACE_SIZE = 512; // px of a saved picture
+const MAX_PNG = 10_000_000; // bytes
+const COLOURS = ["hair", "eyes"];
+
+/** The tab of the large face. */
+export class Meet {
+  /** @param {import("./desk.js").Desk} desk */
+  constructor(desk) {
+    this.desk = desk;
+    this.canvas = one("#face canvas");
+    this.seed = one("#seed input");
+    this.psi = one("#psi input");
+    this.fine = one("#fine input");
+    this.sliders = new Map();
+    this.pickers = new Map();
+    this.waiting = []; // whoever waits for the large picture
+    this.whole = true; // it is on the canvas
+    if (desk.facts.num_ws) {
+      this.layOutEdits();
+    }
+    this.wire();
+  }
+
+  enter() {}
+
+  /** Place a slider for each direction that comes with the weights, in folding sections. */
+  layOutEdits() {
+    const { directions, facts } = this.desk;
+    if (!directions) {
+      this.sayWhyThereAreNone(facts.directions_notice);
+      return;
+    }
+    const named = directions.sliders.filter(({ kind }) => kind === "attribute");
+    const isShade = ({ name }) => COLOURS.some((part) => name.startsWith(`${part}-`));
+    const sections = {
+      features: named.filter((entry) => !isShade(entry)),
+      shades: named.filter(isShade),
+      deeper: directions.sliders.filter(({ kind }) => kind !== "attribute"),
+    };
+    const parts = COLOURS.filter((part) => directions.parts.includes(part));
+    if (parts.length) {
+      this.section("colours", true, parts.map((part) => this.picker(part)));
+    }
+    for (const [name, entries] of Object.entries(sections)) {
+      if (entries.length) {
+        this.section(name, name === "features", entries.map((entry) => this.slider(entry)));
+      }
+    }
+    one("#hold-row").hidden = false;
+  }
+
+  sayWhyThereAreNone(notice) {
+    const lines = [this.desk.say("meet.no-directions")];
+    if (!notice.startsWith("These weights have no")) {
+      lines.push(notice); // a fault of the file, in its own words
+    }
+    const texts = lines.map((textContent) => make("p", { textContent }));
+    one("#edits").append(make("div", { id: "no-directions" }, ...texts));
+  }
+
+  section(name, open, children) {
+    const title = make("summary", { textContent: this.desk.say(`meet.${name}`) });
+    const body = make("div", { className: name === "colours" ? "colours" : "form" }, ...children);
+    const className = name === "colours" ? "section" : "section sliders";
+    one("#edits").append(make("details", { className, open }, title, body));
+  }
+
+  picker(part) {
+    const input = make("input", { type: "color" });
+    input.addEventListener("input", () => this.change());
+    input.dataset.shown = input.value;
+    this.pickers.set(part, input);
+    const name = make("span", { textContent: this.desk.say(`colour.${part}`) });
+    return make("label", { id: `edit-${part}` }, name, input);
+  }
+
+  slider({ name, low, high, step }) {
+    const plainName = name.replaceAll("-", " ");
+    const title = plainName[0].toUpperCase() + plainName.slice(1);
+    const words = this.desk.words.say(`direction.${name}`, {}, title);
+    const { label, input } = slider({ id: `edit-${name}`, name: words, low, high, step });
+    input.addEventListener("input", () => this.change());
+    this.sliders.set(name, input);
+    return label;
+  }
+
+  wire() {
+    const { desk } = this;
+    for (const input of [this.seed, this.psi, this.fine]) {
+      input.addEventListener("input", () => this.change());
+    }
+    one("#roll").addEventListener("click", () => this.roll());
+    one("#undo").addEventListener("click", () => this.step(-1));
+    one("#redo").addEventListener("click", () => this.step(1));
+    one("#heart").addEventListener("click", () => desk.kept.add(desk.recipe));
+    one("#like").addEventListener("click", () => desk.wall.moreLike(desk.recipe));
+    one("#to-mix").addEventListener("click", () => desk.mix.start(desk.recipe));
+    one("#reset").addEventListener("click", () => this.reset());
+    one("#copy").addEventListener("click", () => this.copy());
+    one("#save").addEventListener("click", () => this.save());
+    one("#share").addEventListener("click", () => this.share());
+    one("#share").hidden = !navigator.share;
+    const file = one("#onward input[type=file]");
+    one("#restore").addEventListener("click", () => file.click());
+    file.addEventListener("change", () => {
+      if (file.files.length) {
+        this.openPng(file.files[0]);
+      }
+      file.value = "";
+    });
+  }
+
+  /** Say something over the face. */
+  say(line) {
+    say(one("#note"), line);
+  }
+
+  /** Show a face: its picture, its address, and where the controls stand for it. */
+  show(recipe, line = "") {
+    this.seed.value = recipe.seed;
+    this.psi.value = recipe.psi;
+    this.fine.value = recipe.fine ?? recipe.psi;
+    const values = new Map(recipe.edits.map(({ name, value }) => [name, value]));
+    for (const [name, input] of this.sliders) {
+      input.value = values.get(name) ?? 0;
+      fill(input);
+    }
+    this.draw(recipe, line);
+  }
+
+  /** Draw a face, whatever the controls say. */
+  draw(recipe, line = "") {
+    const { desk } = this;
+    desk.recipe = recipe;
+    this.say(line);
+    one("#link textarea").value = window.kaogan.follow(desk.query(recipe));
+    const name = `${desk.say("seed")} ${recipe.seed}`;
+    const drawn = desk.query(recipe);
+    this.whole = false;
+    desk.artist.face(
+      recipe,
+      (picture, colours) => {
+        this.put(picture, name, drawn, desk.recipe === recipe && !desk.facts.enlarger);
+        if (desk.recipe === recipe) {
+          this.showColours(recipe, colours);
+        }
+      },
+      (picture) => this.put(picture, name, drawn, desk.recipe === recipe),
+    );
+  }
+
+  put(picture, name, drawn, whole) {
+    paint(this.canvas, picture);
+    this.canvas.setAttribute("aria-label", name);
+    this.canvas.dataset.drawn = drawn;
+    this.whole = whole;
+    if (whole) {
+      this.waiting.splice(0).forEach((go) => go());
+    }
+  }
+
+  /** Set each colour picker to the face's colour: the picked one, else the one it shows. */
+  showColours(recipe, colours) {
+    const picked = new Map(recipe.edits.map(({ name, value }) => [name, value]));
+    for (const [part, input] of this.pickers) {
+      input.value = picked.get(part) ?? colours[part];
+      input.dataset.shown = input.value;
+    }
+  }
+
+  /** Show the face that the controls describe, or say what is wrong with a typed seed. */
+  change() {
+    const { desk } = this;
+    const seed = typedSeed(this.seed, SEED_MAX);
+    if (seed === undefined) {
+      this.say(desk.say("fault.seed"));
+      return;
+    }
+    const edits = [];
+    for (const [part, input] of this.pickers) {
+      const kept = desk.recipe.edits.find(({ name }) => name === part);
+      if (kept || input.value !== input.dataset.shown) {
+        edits.push({ name: part, value: input.value });
+      }
+    }
+    for (const [name, input] of this.sliders) {
+      edits.push({ name, value: Number(input.value) });
+      fill(input);
+    }
+    const { recipe } = desk;
+    const w = seed === recipe.seed ? recipe.w : "";
+    const truncation = { psi: this.psiOf(this.psi, "psi"), fine: this.psiOf(this.fine, "fine") };
+    const changed = desk.make({ ...recipe, ...truncation, seed, w, edits });
+    if (fits(changed)) {
+      this.draw(changed);
+    } else {
+      this.say(desk.say("fault.edits"));
+    }
+  }
+
+  /** Return a slider's psi; one that stands where the face put it keeps the face's own number. */
+  psiOf(input, name) {
+    const { recipe } = this.desk;
+    const own = recipe[name] ?? recipe.psi;
+    const step = Number(input.step);
+    const put = Math.min(1, Math.max(0, Math.round(own / step) * step));
+    return Math.abs(put - Number(input.value)) < 1e-9 ? own : Number(input.value);
+  }
+
+  /** Show a face that nobody asked for, with the sliders as they stand where held. */
+  roll() {
+    const { recipe } = this.desk;
+    const edits = one("#hold").checked ? recipe.edits : [];
+    const fine = recipe.fine ?? recipe.psi;
+    this.show(this.desk.make({ seed: dice(), psi: recipe.psi, fine, edits }));
+  }
+
+  step(by) {
+    const query = window.kaogan.step(by);
+    if (query) {
+      const { recipe, line } = this.desk.find(query);
+      this.show(recipe, line);
+    }
+  }
+
+  /** Show the seed's own face: no edits, no mix, no step aside. */
+  reset() {
+    const { recipe } = this.desk;
+    this.show({ ...plain(recipe, recipe.seed), w: recipe.w });
+  }
+
+  /** Return the face as a PNG that carries its recipe. */
+  async png() {
+    if (!this.whole) {
+      await new Promise((go) => this.waiting.push(go));
+    }
+    const { facts, recipe } = this.desk;
+    const larger = this.canvas.width > facts.size ? facts.enlarger : "browser";
+    const texts = { ...textsOf(recipe), revision: facts.revision };
+    return toPng(this.canvas, FACE_SIZE, { ...texts, enlarger: larger });
+  }
+
+  async save() {
+    const name = `kaogan-${this.desk.recipe.seed}.png`;
+    window.kaogan.save(name, await this.png(), "image/png");
+  }
+
+  /** Hand picture and address to whatever the visitor's system shares with. */
+  async share() {
+    const { seed } = this.desk.recipe;
+    const url = one("#link textarea").value;
+    const files = [new File([await this.png()], `kaogan-${seed}.png`, { type: "image/png" })];
+    const whole = { title: `Kaogan ${seed}`, url, files };
+    const gift = navigator.canShare?.(whole) ? whole : { title: whole.title, url };
+    await navigator.share(gift).catch(() => {}); // the visitor thought better of it
+  }
+
+  async copy() {
+    const field = one("#link textarea");
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+    } catch {
+      document.execCommand("copy"); // a page without https has no clipboard
+    }
+    one("#copy").textContent = this.desk.say("web.copied");
+    setTimeout(() => (one("#copy").textContent = this.desk.say("web.copy")), 1500);
+  }
+
+  /** Show the face whose recipe a PNG carries. */
+  async openPng(file) {
+    const { desk } = this;
+    const texts = file.size > MAX_PNG ? null : readTexts(await file.arrayBuffer());
+    if (texts?.seed === undefined) {
+      this.say(desk.say("web.png"));
+      return;
+    }
+    const { revision: rev = desk.facts.revision, ...query } = texts;
+    const options = { low: -2, high: 2, source: "picture" };
+    const { recipe, line, faults } = desk.find({ ...query, rev }, options);
+    if (faults.includes("seed")) {
+      this.say(desk.say("web.png"));
+    } else {
+      desk.show(recipe, line);
+    }
+  }
+}
