@@ -37,10 +37,11 @@ from training.checkpoint import CheckpointError
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
 from training.losses import OBJECTIVES, d_loss, g_loss
+from training.measuring import measure, plan
 from training.metrics import MetricsError
 from training.publish import PublishError, kimg_text
-from training.run import Run, TrainingError, build, minutes
-from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
+from training.run import Run, TrainingError, build, minutes, training_minutes
+from training.snapshot import push, require_finite, sample, save, save_grid, write_card
 
 LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
 STOPPED = "stopped by"  # how the reason begins where a signal ended the run
@@ -69,6 +70,7 @@ def train(config: TrainConfig) -> Path:
         ConfigError, DataError, CheckpointError, ModelError: input that cannot be used.
     """
     run = build(config)
+    run.samples, run.reals = plan(run)
     restore = catch_signals(run)
     try:
         with tqdm(
@@ -305,7 +307,7 @@ def stop_reason(run: Run) -> str:
     if several and (run.nimg // run.config.batch_size) % AGREE_STEPS:
         return ""
     reason = f"{STOPPED} {run.stop_signal}" if run.stop_signal else ""
-    if run.config.max_minutes and minutes(run) >= run.config.max_minutes:
+    if run.config.max_minutes and minutes(run) >= training_minutes(run):
         reason = reason or "max-minutes reached"
     if several:  # the first that any of them has
         reason = next(filter(None, gather_object([reason])), "")

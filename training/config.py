@@ -110,7 +110,9 @@ class TrainConfig:
     out: str = setting("runs/kaogan", "folder of the run")
     resume: str = setting("", "latest, or the path of a checkpoint to go on from")
     total_kimg: float = setting(1000.0, "thousand images after which the run ends")
-    max_minutes: float = setting(0.0, "minutes after which this launch ends; 0: no limit")
+    max_minutes: float = setting(
+        0.0, "minutes for this launch, a tenth of them for the metrics; 0: no limit"
+    )
     tick_kimg: float = setting(4.0, "thousand images from one line and grid to the next")
     grid_ticks: int = setting(1, "ticks from one sample grid to the next")
     snapshot_ticks: int = setting(4, "ticks from one checkpoint to the next")

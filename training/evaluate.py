@@ -46,6 +46,7 @@ def score(
     *,
     samples: int,
     features: str,
+    reals: int | None = None,
     psi: float = 1.0,
     best_of: int = 1,
     D: Discriminator | None = None,
@@ -56,16 +57,19 @@ def score(
 
     Args:
         G: a generator of latents `[N, z_dim]`, on `device`.
-        faces: real faces at G's resolution; all of them are used, their features kept beside them.
+        faces: real faces at G's resolution; their features are kept beside them.
         samples: faces to draw, of seeds 0 … samples - 1.
         features: a name in `training.metrics.FEATURES`.
+        reals: how many real faces to use, spread evenly over all; None for all.
         psi: truncation.
         best_of: candidates for each face; `D`, on `device`, keeps one of them where more than one.
     Raises:
         MetricsError: features that cannot be had, too few pictures.
     """
     extractor = build_extractor(features, device=device)
-    real = real_features(faces.images, extractor, cache_dir=faces.path, data_key=faces.key)
+    real = real_features(
+        faces.images, extractor, cache_dir=faces.path, data_key=faces.key, limit=reals
+    )
 
     @torch.no_grad()
     def draw(start: int, count: int) -> torch.Tensor:

@@ -53,6 +53,8 @@ from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
 from training.transfer import init_from
 
+MEASURED_SHARE = 0.1  # of --max-minutes, for the metrics
+
 
 class TrainingError(RuntimeError):
     """A run that cannot start or must not go on."""
@@ -77,6 +79,9 @@ class Run:
     A: nn.Module | None = None  # the second critic, with --aid-weight
     A_opt: Any = None
     nimg: int = 0  # images seen, over all processes
+    first_nimg: int = 0  # of them, before this launch
+    samples: int = 0  # faces that the metrics draw, of each average; 0: no metrics
+    reals: int | None = None  # real pictures that they are compared with; None: all
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
     started: float = field(default_factory=time.monotonic)
@@ -271,7 +276,7 @@ def pack_faces(config: TrainConfig, accelerator: Accelerator) -> Faces:
 def go_on_from(run: Run, checkpoint: Path) -> None:
     """Restore a run from its checkpoint."""
     state = load_checkpoint(checkpoint, run.networks, run.optimizers)
-    run.nimg = run.tick_nimg = state["nimg"]
+    run.nimg = run.first_nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
     say = run.accelerator.print
     say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
@@ -402,3 +407,11 @@ def note_facts(run: Run) -> None:
 def minutes(run: Run) -> float:
     """Return the minutes of this launch."""
     return (time.monotonic() - run.started) / 60
+
+
+def training_minutes(run: Run) -> float:
+    """Return the minutes after which this launch stops to train; 0: no limit.
+
+    The rest of --max-minutes is for the metrics at the end, where there are any.
+    """
+    return run.config.max_minutes * (1 - MEASURED_SHARE if run.samples else 1)

@@ -1,8 +1,7 @@
-"""What a run shows and leaves behind: sample grids, networks, checkpoints, metrics, a card."""
+"""What a run shows and leaves behind: sample grids, networks, checkpoints, a card."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from model import latents_from_seeds, quantise
 from training.checkpoint import save_checkpoint
-from training.evaluate import score
 from training.publish import make_card, take_snapshot
 from training.run import Run, TrainingError, minutes
 
@@ -79,27 +77,6 @@ def push(run: Run, tag: str = "") -> None:
     if run.publisher:
         repo, kimg = run.publisher.repo, run.nimg / 1000
         run.publisher.submit(take_snapshot(run.folder, run.config, kimg=kimg, repo=repo, tag=tag))
-
-
-def measure(run: Run) -> None:
-    """Print and keep the metrics of G_ema at psi 1: all in metrics.jsonl, the last as JSON too."""
-    config = run.config
-    if config.metric_samples and run.accelerator.is_main_process:
-        if hasattr(run.G_ema, "update_w_avg"):
-            run.G_ema.update_w_avg()
-        scores = score(
-            run.G_ema,
-            run.faces,
-            samples=config.metric_samples,
-            features=config.metric_features,
-            device=run.accelerator.device,
-        )
-        figures = {"kimg": run.nimg / 1000, "psi": 1.0, **scores.to_dict()}
-        (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
-        print(scores.line())
-    run.accelerator.wait_for_everyone()
 
 
 def write_card(run: Run) -> None:
