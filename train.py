@@ -36,6 +36,7 @@ from training.augment import augment
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
+from training.heldout import suggest
 from training.losses import OBJECTIVES, d_loss, g_loss
 from training.measuring import measure, plan
 from training.metrics import MetricsError
@@ -50,6 +51,7 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
 AID_REAL, AID_FAKE, AID_G, AID_PAIR = range(6, 10)
+HELD_OUT_AUGMENT = 10
 AID_POLICY = "translation,cutout"  # without it the second critic, which knows pictures, soon wins
 
 FAULTS = (
@@ -137,9 +139,20 @@ def d_step(run: Run) -> None:
             run.accelerator.backward(loss)
             run.D_opt.step()
             run.D_opt.zero_grad()
+            if run.strength:
+                run.strength.note(stats["d_real_sign"])
             if run.A:
                 stats |= teach_aid(run, real, fake, part)
         note(run, stats)
+    adapt_strength(run)
+
+
+def adapt_strength(run: Run) -> None:
+    """Let the augmentation's strength follow D, every few steps, where --augment-target asks."""
+    steps = run.nimg // run.config.batch_size + 1
+    if run.strength and steps % run.strength.INTERVAL == 0:
+        images = run.strength.INTERVAL * run.config.batch_size
+        run.strength.adjust(images, lambda sign: run.accelerator.reduce(sign, reduction="mean"))
 
 
 def teach_aid(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
@@ -274,15 +287,21 @@ def augmented(
     run: Run, images: Tensor, stream: int, part: int, policy: str | None = None
 ) -> Tensor:
     """Augment as the configuration and its ramp say, or by another policy of the same strength."""
-    config = run.config
-    policy = config.augment if policy is None else policy
+    own = policy is None
+    policy = run.config.augment if own else policy
     if not policy:
         return images
-    ramp = config.augment_ramp_kimg * 1000
-    strength = config.augment_strength * (min(1.0, run.nimg / ramp) if ramp else 1.0)
+    strength = run.strength.strength if own and run.strength else planned_strength(run)
     place, places = shard(run, part)
     rng = generator_for(run, stream)
     return augment(images, policy, strength=strength, rng=rng, rank=place, world_size=places)
+
+
+def planned_strength(run: Run) -> float:
+    """Return the augmentation's strength by the images seen."""
+    config = run.config
+    ramp = 0.0 if config.augment_target else config.augment_ramp_kimg * 1000
+    return config.augment_strength * (min(1.0, run.nimg / ramp) if ramp else 1.0)
 
 
 # ------------------------------------------------------------------------------------------
@@ -341,6 +360,10 @@ def measure_due(run: Run) -> bool:
 def tick(run: Run, bar: tqdm) -> None:
     """Log, check that losses are numbers, draw the grid, save when due."""
     stats = read_stats(run)
+    if run.held_out and run.nimg:
+        stats |= judge_held_out(run, stats)
+    if run.strength:
+        stats["augment_strength"] = run.strength.strength.item()
     require_finite(run, [k for k, v in stats.items() if not math.isfinite(v)])
     now = time.monotonic()
     speed = (run.nimg - run.tick_nimg) / max(now - run.tick_started, 1e-9)
@@ -366,6 +389,25 @@ def tick(run: Run, bar: tqdm) -> None:
         save(run)
         push(run)
     run.tick_nimg, run.tick_started = run.nimg, time.monotonic()
+
+
+def judge_held_out(run: Run, stats: dict[str, float]) -> dict[str, float]:
+    """Return how D judges pictures that it learned from and others; say once where it overfits."""
+
+    def show(images: Tensor) -> Tensor:
+        """Augment as D's pictures are, alike on every process."""
+        rng = generator_for(run, HELD_OUT_AUGMENT)
+        strength = run.strength.strength if run.strength else planned_strength(run)
+        return augment(images, run.config.augment, strength=strength, rng=rng)
+
+    with run.accelerator.autocast():
+        judged = run.held_out.judge(run.D_raw, run.nimg, show)
+    if not run.warned and "d_fake" in stats:
+        advice = suggest(run.held_out.parted(stats | judged), run.config)
+        run.warned = bool(advice)
+        if advice and run.accelerator.is_main_process:
+            tqdm.write(advice)
+    return judged
 
 
 def read_stats(run: Run) -> dict[str, float]:

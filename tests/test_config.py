@@ -79,6 +79,13 @@ def test_unknown_flags_are_refused(flags, capsys):
         ({"data": []}, "--data names no source"),
         ({"data": [3]}, "--data takes names"),
         ({"augment": "sparkle"}, "sparkle"),
+        ({"augment_target": 0.6}, "--augment-target needs --augment"),
+        (
+            {"augment_target": 0.6, "augment": "cutout", "objective": "relativistic"},
+            "an objective that judges each picture alone",
+        ),
+        ({"augment_target": 1.5, "augment": "cutout"}, "--augment-target must lie in 0 to 1"),
+        ({"held_out": 0.6}, "--held-out must lie in 0 to 0.5"),
         ({"aid_weight": 1.0, "critic": "projected"}, "--aid-weight needs"),
         ({"aid_resolution": 96, "resolution": 64}, "--aid-resolution must be 0, or 64 to"),
         ({"aid_resolution": 32}, "--aid-resolution must be 0, or 64 to"),

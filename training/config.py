@@ -49,6 +49,10 @@ class TrainConfig:
     resolution: int = setting(64, "height and width in px: 3, 4 or 6 times a power of two")
     img_channels: int = setting(3, "3 for RGB, 1 for grey", (1, 3))
     xflip: bool = setting(True, "mirror half of the pictures")
+    held_out: float = setting(
+        0.02, "share of the pictures that D never sees, at most 500, to tell when it overfits; "
+        "none of a set under 2,000",
+    )  # fmt: skip
     workers: int = setting(0, "processes that pack the data; 0: one for each core")
 
     # Networks
@@ -87,6 +91,11 @@ class TrainConfig:
     augment: str = setting("", "comma list of translation, cutout, colour; empty: none")
     augment_strength: float = setting(1.0, "strength of the augmentation, 0 to 1")
     augment_ramp_kimg: float = setting(0.0, "thousand images until full augmentation; 0: at once")
+    augment_target: float = setting(
+        0.0,
+        "let the strength follow the mean sign of D's logits on real pictures up to this, such as "
+        "0.6; full within --augment-ramp-kimg (0: 500) at the soonest; 0: fixed strength",
+    )
 
     # Optimisation
     batch_size: int = setting(32, "images a step, over all processes and accumulation")
@@ -144,7 +153,21 @@ class TrainConfig:
             parse_policy(self.augment)
         except ValueError as error:
             raise ConfigError(f"--augment: {error}") from error
+        if self.augment_target and (not self.augment or OBJECTIVES[self.objective].paired):
+            raise ConfigError(
+                "--augment-target needs --augment, and an objective that judges each picture alone"
+            )
         self.metric_marks()
+        self._check_projected()
+        if not self.data:
+            raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
+        if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
+            raise ConfigError("--license takes an identifier of the Hub, such as mit or cc-by-4.0")
+        if len(self.data_name) > 100 or not self.data_name.isprintable():
+            raise ConfigError("--data-name takes one line of at most 100 characters")
+
+    def _check_projected(self) -> None:
+        """Refuse a projected critic that cannot be."""
         if self.aid_weight and (self.networks, self.critic) != ("kaogan", "residual"):
             raise ConfigError("--aid-weight needs --networks kaogan and --critic residual")
         if self.aid_resolution and not MIN_PX <= self.aid_resolution <= self.resolution:
@@ -152,12 +175,6 @@ class TrainConfig:
                 f"--aid-resolution must be 0, or {MIN_PX} to --resolution ({self.resolution}), "
                 f"not {self.aid_resolution}"
             )
-        if not self.data:
-            raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
-        if not re.fullmatch(r"[a-z0-9.-]{1,40}", self.license):
-            raise ConfigError("--license takes an identifier of the Hub, such as mit or cc-by-4.0")
-        if len(self.data_name) > 100 or not self.data_name.isprintable():
-            raise ConfigError("--data-name takes one line of at most 100 characters")
 
     def _check_ranges(self) -> None:
         """Refuse numbers outside their range."""
@@ -167,11 +184,12 @@ class TrainConfig:
             "grid_ticks",
             "z_dim", "w_dim", "mapping_layers", "group_size", "g_channel_min",
         )  # fmt: skip
-        shares = ("beta1", "beta2", "augment_strength")
+        shares = ("beta1", "beta2", "augment_strength", "augment_target")
         for names, wanted, fits in (
             (above_0, "be above 0", lambda v: v > 0),
             (at_least_1, "be at least 1", lambda v: v >= 1),
             (shares, "lie in 0 to 1", lambda v: 0 <= v <= 1),
+            (("held_out",), "lie in 0 to 0.5", lambda v: 0 <= v <= 0.5),
         ):
             for name in names:
                 if not fits(getattr(self, name)):

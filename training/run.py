@@ -13,12 +13,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -45,14 +46,23 @@ from model import (
     keep_freed_memory,
     last_level,
 )
-from training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, lock_folder
+from training.augment import AdaptiveStrength
+from training.checkpoint import (
+    find_checkpoint,
+    glance,
+    list_checkpoints,
+    load_checkpoint,
+    lock_folder,
+)
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
-from training.data import Batches, DataError, Faces, pack
+from training.data import Batches, DataError, Faces, pack, split
+from training.heldout import HeldOut, count_held
 from training.metrics import build_extractor
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
 from training.transfer import init_from
 
+ADAPTED_KIMG = 500.0  # in which --augment-target may bring the strength from none to full
 MEASURED_SHARE = 0.1  # of --max-minutes, for the metrics
 
 
@@ -78,6 +88,8 @@ class Run:
     D_opt: Any
     A: nn.Module | None = None  # the second critic, with --aid-weight
     A_opt: Any = None
+    held_out: HeldOut | None = None  # where pictures are kept apart
+    strength: AdaptiveStrength | None = None  # of the augmentation, with --augment-target
     nimg: int = 0  # images seen, over all processes
     first_nimg: int = 0  # of them, before this launch
     samples: int = 0  # faces that the metrics draw, of each average; 0: no metrics
@@ -90,6 +102,7 @@ class Run:
     tick_nimg: int = 0
     tick_started: float = field(default_factory=time.monotonic)
     stop_signal: str = ""
+    warned: bool = False  # that D overfits
     publisher: Publisher | None = None  # on the main process, with --push-to-hub
 
     @property
@@ -98,6 +111,8 @@ class Run:
         networks = {"G": self.G_raw, "D": self.D_raw}
         if self.A:
             networks["A"] = self.A_raw
+        if self.strength:
+            networks["strength"] = self.strength
         return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
 
     @property
@@ -133,6 +148,7 @@ def build(config: TrainConfig) -> Run:
     G_ema = make_average(G, config)
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
+    learned, held = keep_apart(config, faces, checkpoint, accelerator.print)
     batches = Batches(
         faces,
         batch_size_per_process=per_process,
@@ -141,6 +157,7 @@ def build(config: TrainConfig) -> Run:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         device=accelerator.device,
+        rows=learned if len(held) else None,
     )
     run = Run(
         config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
@@ -148,6 +165,12 @@ def build(config: TrainConfig) -> Run:
     run.publisher, run.lock = publisher, lock
     if config.aid_weight:
         add_aid(run)
+    if len(held):
+        run.held_out = HeldOut(faces, learned, held, config, accelerator.device)
+    if config.augment_target:
+        ramp = config.augment_ramp_kimg or ADAPTED_KIMG
+        strength = AdaptiveStrength(config.augment_target, ramp, config.augment_strength)
+        run.strength = strength.to(accelerator.device)
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
@@ -273,9 +296,28 @@ def pack_faces(config: TrainConfig, accelerator: Accelerator) -> Faces:
     return faces
 
 
+def keep_apart(
+    config: TrainConfig, faces: Faces, checkpoint: Path | None, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pictures D learns from and which it never sees.
+
+    A run that goes on keeps as many apart as it did from its start: D has seen the others.
+    """
+    held = wanted = count_held(len(faces), config.held_out)
+    if checkpoint:
+        kept = glance(checkpoint)[0].get("held_out", 0)
+        held = min(kept, len(faces) // 2) if isinstance(kept, int) else 0
+    if held != wanted:
+        say(f"This run has kept {held} pictures apart from its start on, so --held-out is ignored.")
+    return split(len(faces), held)
+
+
 def go_on_from(run: Run, checkpoint: Path) -> None:
     """Restore a run from its checkpoint."""
-    state = load_checkpoint(checkpoint, run.networks, run.optimizers)
+    networks = dict(run.networks)
+    if "strength" in networks and "strength" not in glance(checkpoint)[1]:
+        del networks["strength"]  # the run had a fixed one until now
+    state = load_checkpoint(checkpoint, networks, run.optimizers)
     run.nimg = run.first_nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
     say = run.accelerator.print
@@ -380,8 +422,10 @@ def greet(run: Run) -> None:
     if config.data == (str(BUNDLED_FACES),):
         say("Training on the bundled faces, which are few; point --data at a folder of your own.")
     skipped = sum(run.faces.skipped.values())
+    held = len(run.held_out.held.rows) if run.held_out else 0
     say(
         f"{len(run.faces):,} pictures at {config.resolution} px"
+        + (f", {held} of them kept apart" if held else "")
         + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
         + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "

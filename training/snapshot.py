@@ -53,7 +53,8 @@ def save(run: Run) -> None:
     require_finite(run, [f"a weight of {name}" for name, good in sound.items() if not good])
     if run.accelerator.is_main_process:
         seconds = run.seconds + minutes(run) * 60
-        state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key}
+        held = len(run.held_out.held.rows) if run.held_out else 0
+        state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key, "held_out": held}
         folder = run.folder / "checkpoints"
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
         save_network(run.G_ema, run.folder / "generator")
