@@ -51,7 +51,7 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
 AID_REAL, AID_FAKE, AID_G, AID_PAIR = range(6, 10)
-HELD_OUT_AUGMENT = 10
+HELD_OUT_AUGMENT, HELD_OUT_LATENTS = 10, 11
 AID_POLICY = "translation,cutout"  # without it the second critic, which knows pictures, soon wins
 
 FAULTS = (
@@ -219,16 +219,22 @@ def gradient_norm(network: torch.nn.Module) -> Tensor:
 
 @torch.no_grad()
 def update_ema(run: Run) -> None:
-    """Move G_ema towards G, with a half-life in images that starts short."""
+    """Move each average towards G, with a half-life in images that starts short.
+
+    While it grows with the images seen, the average has the shape of a power function (Karras et
+    al. 2024, arXiv 2312.02696). Longer averages grow faster in proportion, so that they differ.
+    """
     config = run.config
-    if not config.ema_kimg:
+    if not config.averaged:
         return  # it is G
-    half_life = min(config.ema_kimg * 1000, config.ema_rampup * run.nimg)
-    decay = 0.5 ** (config.batch_size / half_life) if half_life > 0 else 0.0
-    averaged, current = list(run.G_ema.parameters()), list(run.G_raw.parameters())
-    torch._foreach_lerp_(averaged, current, 1 - decay)
-    for kept, new in zip(run.G_ema.buffers(), run.G_raw.buffers(), strict=True):
-        kept.copy_(new)
+    current, buffers = list(run.G_raw.parameters()), list(run.G_raw.buffers())
+    for length, average in run.averages.items():
+        ramp = config.ema_rampup * length / config.ema_kimg[0]
+        half_life = min(length * 1000, ramp * run.nimg)
+        decay = 0.5 ** (config.batch_size / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(list(average.parameters()), current, 1 - decay)
+        for kept, new in zip(average.buffers(), buffers, strict=True):
+            kept.copy_(new)
 
 
 def set_lr(optimizer: Any, lr: float, run: Run) -> None:
@@ -361,7 +367,7 @@ def tick(run: Run, bar: tqdm) -> None:
     """Log, check that losses are numbers, draw the grid, save when due."""
     stats = read_stats(run)
     if run.held_out and run.nimg:
-        stats |= judge_held_out(run, stats)
+        stats |= judge_held_out(run)
     if run.strength:
         stats["augment_strength"] = run.strength.strength.item()
     require_finite(run, [k for k, v in stats.items() if not math.isfinite(v)])
@@ -391,22 +397,23 @@ def tick(run: Run, bar: tqdm) -> None:
     run.tick_nimg, run.tick_started = run.nimg, time.monotonic()
 
 
-def judge_held_out(run: Run, stats: dict[str, float]) -> dict[str, float]:
+def judge_held_out(run: Run) -> dict[str, float]:
     """Return how D judges pictures that it learned from and others; say once where it overfits."""
+    config, rng = run.config, generator_for(run, HELD_OUT_LATENTS)
+    z = torch.randn(run.held_out.count, config.z_dim, generator=rng, device=rng.device)
 
     def show(images: Tensor) -> Tensor:
         """Augment as D's pictures are, alike on every process."""
         rng = generator_for(run, HELD_OUT_AUGMENT)
         strength = run.strength.strength if run.strength else planned_strength(run)
-        return augment(images, run.config.augment, strength=strength, rng=rng)
+        return augment(images, config.augment, strength=strength, rng=rng)
 
     with run.accelerator.autocast():
-        judged = run.held_out.judge(run.D_raw, run.nimg, show)
-    if not run.warned and "d_fake" in stats:
-        advice = suggest(run.held_out.parted(stats | judged), run.config)
-        run.warned = bool(advice)
-        if advice and run.accelerator.is_main_process:
-            tqdm.write(advice)
+        judged = run.held_out.judge(run.D_raw, run.G_raw, run.nimg, z, show)
+    advice = "" if run.warned else suggest(run.held_out.parted(judged), config)
+    run.warned |= bool(advice)
+    if advice and run.accelerator.is_main_process:
+        tqdm.write(advice)
     return judged
 
 
@@ -429,8 +436,9 @@ def finish(run: Run, reason: str) -> None:
         if run.accelerator.is_main_process:
             save_grid(fakes, run.folder / f"grid-psi{psi:g}.png")
     save(run)
-    if not reason.startswith(STOPPED):  # whoever stops a run is not kept waiting
-        measure(run)
+    # Whoever stops a run is not kept waiting; where another average is published, it is written.
+    if not reason.startswith(STOPPED) and measure(run):
+        save(run)
     write_card(run)
     push(run, tag=f"kimg-{kimg_text(run.nimg / 1000)}")
     run.accelerator.print(

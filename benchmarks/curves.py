@@ -20,7 +20,7 @@ from benchmarks.common import svg_pyplot
 PANELS: dict[str, dict[str, str]] = {
     "D's loss": {"d_loss": ""},
     "real, says D": {"d_learned": "of pictures it learns from", "d_held_out": "of unseen ones",
-                     "d_fake": "of drawn ones"},
+                     "d_drawn": "of drawn ones"},
     "G's loss": {"g_loss": ""},
     "spread of 64 faces": {"diversity": ""},
 }  # fmt: skip

@@ -71,6 +71,7 @@ WAYS = {
     "in bf16": Way(around=partial(torch.autocast, "cpu", torch.bfloat16)),
     "not channels_last": Way(around=PlainLayout, plain=True),
     "compiled": Way(compiled=True),
+    "three averages of G": Way({"ema_kimg": (15.0, 60.0, 240.0)}),
 }
 
 

@@ -59,6 +59,13 @@ class Memory(nn.Module):
         return torch.tensor([4.0 if self.sign(p) in self.known else -4.0 for p in pixels])
 
 
+class DrawsGrey(nn.Module):
+    """A generator of one picture."""
+
+    def forward(self, z):
+        return torch.zeros(len(z), 3, 16, 16)
+
+
 def test_numbers_that_are_kept_apart():
     assert [count_held(n, 0.02) for n in (24, 1999, 2000, 20_000, 29_000)] == [0, 0, 40, 400, 500]
     assert count_held(29_000, 0.0) == 0
@@ -71,16 +78,17 @@ def test_a_critic_that_knows_its_pictures_by_heart_is_found_out(many, tmp_path):
     watch = HeldOut(faces, learned, held, config, torch.device("cpu"))
     assert watch.count == 124  # a 32nd of a tick, in groups of 4
     knows, fresh = Memory(faces.images[learned]), Memory(faces.images)
+    G, z = DrawsGrey(), torch.zeros(watch.count, 8)
     means = knows.norm.running_mean.clone()
-    honest = {"d_learned": 0.6, "d_held_out": 0.58, "d_fake": 0.4}
+    honest = {"d_learned": 0.6, "d_held_out": 0.58, "d_drawn": 0.4}
     assert [watch.parted(honest) for _ in range(4)] == [0, 0, 0, 0]  # too few to tell
     assert watch.parted(honest) == pytest.approx(0.1)
     for tick in range(1, 6):
-        found = watch.judge(knows, 4000 * tick, lambda images: images)
-        assert found["d_learned"] > 0.98 and found["d_held_out"] < 0.02
-        way = watch.parted(found | {"d_fake": 0.02})
+        found = watch.judge(knows, G, 4000 * tick, z, lambda images: images)
+        assert found["d_learned"] > 0.98 and found["d_held_out"] == found["d_drawn"] < 0.02
+        way = watch.parted(found)
     assert way > 0.98
-    alike = watch.judge(fresh, 4000, lambda images: images)
+    alike = watch.judge(fresh, G, 4000, z, lambda images: images)
     assert alike["d_learned"] == alike["d_held_out"] > 0.98
     assert knows.training and torch.equal(knows.norm.running_mean, means)
     assert "--augment translation,cutout,colour helps" in suggest(way, config)
@@ -111,6 +119,7 @@ def test_a_run_keeps_pictures_apart_and_goes_on_exactly(bench, many, monkeypatch
     assert "d_held_out" not in first
     for line in rest:
         assert 0 < line["d_learned"] < 1 and 0 < line["d_held_out"] < 1
+        assert 0 < line["d_drawn"] < 1
     assert any(line["augment_strength"] > 0 for line in rest)
     monkeypatch.setattr(sys, "argv", ["curves", str(bench.folder / "whole")])
     assert curves.main() == 0

@@ -188,6 +188,7 @@ def find_shares(session: Session, limit: int) -> Trial | None:
         def tell(line: str) -> None:
             bar.update()
             bar.write(line, file=sys.stdout)
+            sys.stdout.flush()  # trials take long: a log shows each at once
 
         first, second = session.measure_ends(session.seeds)
         second_leads = math.prod(ratios(second, first)) <= 1

@@ -24,6 +24,7 @@ from training.losses import OBJECTIVES
 from training.metrics import FEATURES
 from training.projected import MIN_PX
 
+MAX_AVERAGES = 8  # of G, each a copy of it
 MAX_FILE_BYTES = 64 * 1024  # of a file of settings
 SECRETS = ("hub_token",)  # never written to a file nor shown
 BUNDLED_FACES = Path(__file__).resolve().parent.parent / "assets" / "faces.zip"
@@ -107,8 +108,12 @@ class TrainConfig:
     beta2: float = setting(0.99, "Adam's decay of the square")
     anneal_kimg: float = setting(0.0, "thousand images over which step sizes fall; 0: constant")
     anneal_to: float = setting(0.1, "step sizes at the end of the fall, as a share")
-    ema_kimg: float = setting(10.0, "half-life of the average of G, thousand images; 0: none")
-    ema_rampup: float = setting(0.05, "half-life is at most this share of the images seen")
+    ema_kimg: tuple[float, ...] = setting(
+        (10.0,), "half-lives of averages of G, thousand images; the first is in the grids; 0: none"
+    )
+    ema_rampup: float = setting(
+        0.05, "the first half-life is at most this share of the images seen, others in proportion"
+    )
     mixed_precision: str = setting(
         "auto",
         "auto: bf16 on GPUs that have it; a CPU always computes in fp32",
@@ -158,6 +163,7 @@ class TrainConfig:
                 "--augment-target needs --augment, and an objective that judges each picture alone"
             )
         self.metric_marks()
+        self._check_averages()
         self._check_projected()
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
@@ -165,6 +171,19 @@ class TrainConfig:
             raise ConfigError("--license takes an identifier of the Hub, such as mit or cc-by-4.0")
         if len(self.data_name) > 100 or not self.data_name.isprintable():
             raise ConfigError("--data-name takes one line of at most 100 characters")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether there is an average of G."""
+        return any(self.ema_kimg)
+
+    def _check_averages(self) -> None:
+        """Refuse half-lives that make no set of averages."""
+        lengths = self.ema_kimg
+        if not 1 <= len(set(lengths)) == len(lengths) <= MAX_AVERAGES:
+            raise ConfigError(f"--ema-kimg takes 1 to {MAX_AVERAGES} lengths, each once")
+        if len(lengths) > 1 and not all(lengths):
+            raise ConfigError("--ema-kimg 0 means no average, so it takes no other length")
 
     def _check_projected(self) -> None:
         """Refuse a projected critic that cannot be."""
@@ -289,8 +308,7 @@ def _check(name: str, value: Any, choices: tuple) -> None:
         fits = True
     if not fits or (plain is float and not math.isfinite(value)):
         raise ConfigError(f"{flag(name)} takes {_kind(plain)}, not {shown}")
-    if plain is tuple and not all(isinstance(v, str) for v in value):
-        raise ConfigError(f"{flag(name)} takes names, not {shown}")
+    _check_items(name, value if plain is tuple else (), shown)
     if plain in (int, float) and not 0 <= value < 2**63:
         raise ConfigError(f"{flag(name)} must not be negative or huge, not {shown}")
     if choices and value not in choices:
@@ -298,10 +316,20 @@ def _check(name: str, value: Any, choices: tuple) -> None:
         raise ConfigError(f"{flag(name)} must be one of {options}, not {shown}")
 
 
+def _check_items(name: str, items: tuple, shown: str) -> None:
+    """Check the values of a list: texts, or finite numbers from 0 on."""
+    for item in items:
+        if get_args(_types()[name])[0] is str:
+            if not isinstance(item, str):
+                raise ConfigError(f"{flag(name)} takes names, not {shown}")
+        elif type(item) not in (int, float) or not 0 <= item < 2**63:
+            raise ConfigError(f"{flag(name)} takes numbers from 0 on, not {shown}")
+
+
 def _kind(plain: type) -> str:
     """Name a type for people."""
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    return names.get(plain, "a list of texts")
+    return names.get(plain, "a list")
 
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
@@ -316,9 +344,9 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     if unknown := sorted(str(k) for k in set(merged) - known):
         raise ConfigError(f"unknown setting {', '.join(unknown)[:200]}; --help lists all")
-    if isinstance(merged.get("data"), list | str):
-        data = merged["data"]
-        merged["data"] = (data,) if isinstance(data, str) else tuple(data)
+    for name, value in merged.items():
+        if get_origin(_types()[name]) is tuple:  # one alone need not stand in a list
+            merged[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
     return TrainConfig(**merged)
 
 
@@ -382,6 +410,8 @@ def _shown(default: Any) -> str:
     """Show a default in the help."""
     if default == (str(BUNDLED_FACES),):
         return "the bundled assets/faces.zip, drawn by an earlier bundled generator"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
     return repr(default)
 
 

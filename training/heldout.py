@@ -1,7 +1,7 @@
 """How D judges pictures that it never saw, beside those that it learns from.
 
     run.held_out = HeldOut(faces, rows_learned, rows_held, ...)
-    stats |= run.held_out.judge(D, nimg, show)      # at a tick: d_learned, d_held_out
+    stats |= run.held_out.judge(D, G, nimg, z, show)    # d_learned, d_held_out, d_drawn
 
 While D learns what faces look like, it judges both alike. Once it learns its pictures by heart, it
 takes the unseen ones for drawn (Karras et al. 2020, arXiv 2006.06676, section 3).
@@ -66,43 +66,54 @@ class HeldOut:
         )
 
     @torch.no_grad()
-    def judge(self, D: nn.Module, nimg: int, show: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def judge(
+        self,
+        D: nn.Module,
+        G: nn.Module,
+        nimg: int,
+        z: Tensor,
+        show: Callable[[Tensor], Tensor],
+    ) -> dict[str, float]:
         """Return the mean probability of being real that D gives to pictures of each kind.
 
         Args:
             D: pictures `[N, C, H, W]` → logits `[N]` or `[N, K]`.
+            G: latents `[N, z_dim]` → pictures.
             nimg: images that D has seen.
+            z: latents of the drawn pictures, `[count, z_dim]`.
             show: what D's pictures go through, such as augmentation; `[N, C, H, W]` → the same.
         Returns:
-            `d_learned` and `d_held_out`, each in [0, 1].
+            `d_learned`, `d_held_out` and `d_drawn`, each in [0, 1].
         """
-        training = D.training
-        D.eval()  # so that no running statistic moves
+        modes = [(network, network.training) for network in (D, G)]
+        for network, _ in modes:
+            network.eval()  # so that no running statistic moves
         try:
             position = nimg // self.tick_images * self.count
+            pictures = {
+                "d_learned": self.learned.batch(position),
+                "d_held_out": self.held.batch(position),
+                "d_drawn": torch.cat([G(part).float() for part in z.split(CHUNK)]),
+            }
             found = {
-                name: torch.cat(
-                    [D(part).float() for part in show(batches.batch(position)).split(CHUNK)]
-                )
-                for name, batches in (("d_learned", self.learned), ("d_held_out", self.held))
+                name: torch.cat([D(part).float() for part in show(images).split(CHUNK)])
+                for name, images in pictures.items()
             }
         finally:
-            D.train(training)
+            for network, training in modes:
+                network.train(training)
         return {name: torch.sigmoid(logits).mean().item() for name, logits in found.items()}
 
-    def parted(self, stats: dict[str, float]) -> float:
-        """Take in a tick; return how far unseen pictures are on the way to drawn ones, or 0.
+    def parted(self, judged: dict[str, float]) -> float:
+        """Take in what `judge` returned; tell how far unseen pictures are on the way to drawn ones.
 
         0 as long as too few were judged to tell, or where D does not tell learned from drawn ones.
-
-        Args:
-            stats: `d_learned`, `d_held_out`, and D's `d_fake` for drawn pictures.
         """
-        self.recent.append((stats["d_learned"], stats["d_held_out"], stats["d_fake"]))
-        learned, held, fake = np.mean(self.recent, 0)
-        if len(self.recent) < self.recent.maxlen or learned <= fake:
+        self.recent.append(tuple(judged[name] for name in ("d_learned", "d_held_out", "d_drawn")))
+        learned, held, drawn = np.mean(self.recent, 0)
+        if len(self.recent) < self.recent.maxlen or learned <= drawn:
             return 0.0
-        return float((learned - held) / (learned - fake))
+        return float((learned - held) / (learned - drawn))
 
 
 def suggest(way: float, config: TrainConfig) -> str:

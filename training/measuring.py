@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from model import latents_from_seeds
 from training.evaluate import score
 from training.metrics import (
     Extractor,
+    Scores,
     build_extractor,
     cache_path,
     compute_features,
@@ -30,6 +31,10 @@ from training.metrics import (
 )
 from training.run import MEASURED_SHARE, Run
 
+RULE = (
+    "the lowest Fréchet distance among those whose recall falls, against the first average's, by a "
+    "smaller share than their distance does"
+)
 LEAST = 500  # faces; figures of fewer say little
 LADDER = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 FOR_DISTANCES = 0.25  # of the time for faces, on top: kernels and neighbours
@@ -110,6 +115,7 @@ def fit_to_time(run: Run) -> tuple[int, int | None]:
         samples=config.metric_samples,
         reals=len(run.faces),
         known=cache_path(run.faces.images, extractor, **where).exists(),
+        averages=len(run.averages),
     )
     share = f"{MEASURED_SHARE:.0%} of --max-minutes {config.max_minutes:g} ({seconds:.2g} s)"
     if not samples:
@@ -151,27 +157,83 @@ def seconds_of(case: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(run: Run) -> None:
-    """Print and keep the metrics of G_ema at psi 1: all in metrics.jsonl, the last as JSON too.
+def measure(run: Run) -> bool:
+    """Print and keep the metrics of each average at psi 1; tell whether another one is published.
 
-    A launch that made no step measures nothing.
+    All go to metrics.jsonl, those of the published average to metrics.json too. A launch that made
+    no step measures nothing.
     """
+    before = run.published
     if run.samples and run.nimg == run.first_nimg:
         run.accelerator.print("No step was made, so nothing is measured.")
-    elif run.samples and run.accelerator.is_main_process:
-        if hasattr(run.G_ema, "update_w_avg"):
-            run.G_ema.update_w_avg()
-        scores = score(
-            run.G_ema,
+    elif run.samples:
+        found = [score_averages(run) if run.accelerator.is_main_process else before]
+        if run.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        run.published = found[0]
+    run.accelerator.wait_for_everyone()
+    return run.published != before
+
+
+def score_averages(run: Run) -> float:
+    """Measure each average, print a table of several, and return the one to publish."""
+    scores = {
+        length: score(
+            average,
             run.faces,
             samples=run.samples,
             reals=run.reals,
             features=run.config.metric_features,
             device=run.accelerator.device,
         )
-        figures = {"kimg": run.nimg / 1000, "psi": 1.0, **scores.to_dict()}
-        (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
-        print(scores.line())
-    run.accelerator.wait_for_everyone()
+        for length, average in run.averages.items()
+    }
+    published = choose(scores)
+    lines = {
+        length: {"kimg": run.nimg / 1000, "psi": 1.0, **found.to_dict()}
+        for length, found in scores.items()
+    }
+    if len(scores) > 1:
+        lines = {length: {**line, "ema_kimg": length} for length, line in lines.items()}
+        print(table(scores, published))
+    else:
+        print(scores[published].line())
+    (run.folder / "metrics.json").write_text(json.dumps(lines[published], indent=2) + "\n")
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines.values()))
+    return published
+
+
+def choose(scores: Mapping[float, Scores]) -> float:
+    """Return which average to publish: see RULE.
+
+    Args:
+        scores: by half-life, the first one first.
+    """
+    length, first = next(iter(scores.items()))
+    best, least = length, first.frechet
+    for other, found in scores.items():
+        gained = 1 - found.frechet / first.frechet if first.frechet else 0.0
+        lost = 1 - found.recall / first.recall if first.recall else 0.0
+        if found.frechet < least and lost < gained:
+            best, least = other, found.frechet
+    return best
+
+
+def table(scores: Mapping[float, Scores], published: float) -> str:
+    """Return the figures of several averages, and which one is published by which rule."""
+    rows = [
+        f"{f'{length:g} kimg':>12} {s.frechet:10.4g} {s.kid:10.4g} {s.precision:10.3f} "
+        f"{s.recall:10.3f}"
+        for length, s in scores.items()
+    ]
+    head = f"{'average of':>12} {'Fréchet':>10} {'KID':>10} {'precision':>10} {'recall':>10}"
+    some = scores[published]
+    return "\n".join(
+        [
+            f"{some.features} features of {some.num_real} real and {some.num_fake} fake images:",
+            head,
+            *rows,
+            f"Published is the average of {published:g} kimg: {RULE}.",
+        ]
+    )

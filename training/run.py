@@ -47,6 +47,7 @@ from model import (
     last_level,
 )
 from training.augment import AdaptiveStrength
+from training.averages import names_of, restore_averages, stored_averages
 from training.checkpoint import (
     find_checkpoint,
     glance,
@@ -83,7 +84,7 @@ class Run:
     D: nn.Module
     G_raw: nn.Module  # the same networks, bare
     D_raw: nn.Module
-    G_ema: nn.Module
+    averages: dict[float, nn.Module]  # of G, by half-life in thousand images; 0: G itself
     G_opt: Any
     D_opt: Any
     A: nn.Module | None = None  # the second critic, with --aid-weight
@@ -102,6 +103,7 @@ class Run:
     tick_nimg: int = 0
     tick_started: float = field(default_factory=time.monotonic)
     stop_signal: str = ""
+    published: float = 0.0  # half-life of the average that is the run's generator
     warned: bool = False  # that D overfits
     publisher: Publisher | None = None  # on the main process, with --push-to-hub
 
@@ -113,7 +115,15 @@ class Run:
             networks["A"] = self.A_raw
         if self.strength:
             networks["strength"] = self.strength
-        return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
+        if self.config.averaged:
+            names = names_of(self.config.ema_kimg)
+            networks |= {names[length]: G for length, G in self.averages.items()}
+        return networks
+
+    @property
+    def G_ema(self) -> nn.Module:
+        """The first average, which grids show; G itself where there is none."""
+        return next(iter(self.averages.values()))
 
     @property
     def A_raw(self) -> nn.Module:
@@ -145,7 +155,7 @@ def build(config: TrainConfig) -> Run:
         init_from(config.init_from, G, D, accelerator.print)
         if accelerator.is_main_process:
             G.save_pretrained(folder / "start")
-    G_ema = make_average(G, config)
+    averages = {length: make_average(G, config) for length in config.ema_kimg}
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
     learned, held = keep_apart(config, faces, checkpoint, accelerator.print)
@@ -160,8 +170,9 @@ def build(config: TrainConfig) -> Run:
         rows=learned if len(held) else None,
     )
     run = Run(
-        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:]
+        config, accelerator, folder, faces, batches, *prepared[:2], G, D, averages, *prepared[2:]
     )
+    run.published = config.ema_kimg[0]
     run.publisher, run.lock = publisher, lock
     if config.aid_weight:
         add_aid(run)
@@ -191,7 +202,7 @@ def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
     G itself means the same tensors in modules of their own, which stay in evaluation mode while
     those of G train: with batch norms that is another function.
     """
-    if config.ema_kimg:
+    if config.averaged:
         return copy.deepcopy(G).requires_grad_(False).eval()
     tensors = [*G.parameters(), *G.buffers()]
     return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
@@ -314,10 +325,23 @@ def keep_apart(
 
 def go_on_from(run: Run, checkpoint: Path) -> None:
     """Restore a run from its checkpoint."""
+    counters, held = glance(checkpoint)
     networks = dict(run.networks)
-    if "strength" in networks and "strength" not in glance(checkpoint)[1]:
-        del networks["strength"]  # the run had a fixed one until now
-    state = load_checkpoint(checkpoint, networks, run.optimizers)
+    if "strength" not in held:
+        networks.pop("strength", None)  # the run had a fixed one until now
+    if run.config.averaged:
+        ours = names_of(run.config.ema_kimg).values()
+        networks = {name: net for name, net in networks.items() if name not in ours}
+        state = restore_averages(
+            run.averages,
+            stored_averages(counters, held),
+            lambda averages: load_checkpoint(checkpoint, networks | averages, run.optimizers),
+            run.accelerator.print,
+        )
+    else:
+        state = load_checkpoint(checkpoint, networks, run.optimizers)
+    if state.get("published") in run.averages:
+        run.published = state["published"]
     run.nimg = run.first_nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
     say = run.accelerator.print

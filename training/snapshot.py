@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model import latents_from_seeds, quantise
+from training.averages import lengths_text
 from training.checkpoint import save_checkpoint
 from training.publish import make_card, take_snapshot
 from training.run import Run, TrainingError, minutes
@@ -55,10 +56,22 @@ def save(run: Run) -> None:
         seconds = run.seconds + minutes(run) * 60
         held = len(run.held_out.held.rows) if run.held_out else 0
         state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key, "held_out": held}
+        state |= {"ema_kimg": lengths_text(run.config.ema_kimg), "published": run.published}
         folder = run.folder / "checkpoints"
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
-        save_network(run.G_ema, run.folder / "generator")
+        save_averages(run)
         save_network(run.D_raw, run.folder / "discriminator")
+
+
+def save_averages(run: Run) -> None:
+    """Write the published average as the run's generator and, of several, each under its length."""
+    for length, average in run.averages.items():
+        if hasattr(average, "update_w_avg"):
+            average.update_w_avg()
+        if len(run.averages) > 1:
+            (run.folder / "averages").mkdir(exist_ok=True)
+            save_network(average, run.folder / "averages" / f"{length:g}-kimg")
+    save_network(run.averages[run.published], run.folder / "generator")
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
