@@ -171,6 +171,9 @@ def test_given_shares_are_written_whole(parents, faces_dir, tmp_path, capsys):
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
     assert command(a, b, "--out", out, "8=0.6") == 2
     assert "exists already" in capsys.readouterr().err
+    make(1).save_pretrained(tmp_path / "stranger")
+    assert command(a, tmp_path / "stranger", "--out", tmp_path / "noise", "all=0.5") == 0
+    assert "So they are strangers to each other" in capsys.readouterr().out
 
 
 def test_the_search_finds_what_lies_between_and_is_checked(tmp_path, monkeypatch, capsys):

@@ -73,3 +73,15 @@ def test_faces_are_reduced_to_what_fits(bench, tmp_path):
     assert count in LADDER
     assert "instead of 1,000,000 against 24, to fit 10% of --max-minutes 1 (6 s)" in printed
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_fake"] == count
+
+
+def test_two_processes_agree_on_what_is_measured_and_published(bench, tmp_path):
+    flags = ["--total-kimg", "0.032", "--max-minutes", "5", "--metric-features", "hog"]
+    flags += ["--metric-samples", "64", "--ema-kimg", "0.1", "0.4", "--augment-target", "0.5"]
+    status, printed = bench.run_ranks("two", 2, *flags, "--batch-size", "8", "--tick-kimg", "0.016")
+    assert status == 0, printed
+    assert printed.count("Published is the average of") == 1
+    lines = (tmp_path / "two/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ema_kimg"] for line in lines] == [0.1, 0.4]
+    last = json.loads((tmp_path / "two/stats.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["augment_strength"] <= 1

@@ -224,7 +224,6 @@ def check_again(session: Session, shares: Shares) -> Trial:
     rows = {"the first": first, "the second": second, shares_text(shares): scores}
     for label, figures in rows.items():
         print(row(label, figures, Trial({}, figures, ratios(figures, end)).mean))
-    print(note_kindness(list(end)))
     return Trial(shares, scores, ratios(scores, end))
 
 
@@ -313,6 +312,7 @@ def open_session(A: Generator, B: Generator, options: argparse.Namespace) -> Ses
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     faces = pack(options.data, A.resolution, channels=A.img_channels)
     judge = Judge(faces, options.features, device)
+    print(note_kindness(options.features))
     return Session(A.to(device), B.to(device), judge, options.samples)
 
 
