@@ -90,6 +90,8 @@ def test_a_critic_that_knows_its_pictures_by_heart_is_found_out(many, tmp_path):
     assert way > 0.98
     alike = watch.judge(fresh, G, 4000, z, lambda images: images)
     assert alike["d_learned"] == alike["d_held_out"] > 0.98
+    fresh.compile(backend=lambda graph, _: pytest.fail("compiled for other batches"))
+    assert watch.judge(fresh, G, 4000, z, lambda images: images) == alike
     assert knows.training and torch.equal(knows.norm.running_mean, means)
     assert "--augment translation,cutout,colour helps" in suggest(way, config)
     assert "96% of the way" in suggest(0.96, config)

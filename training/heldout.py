@@ -89,16 +89,18 @@ class HeldOut:
         for network, _ in modes:
             network.eval()  # so that no running statistic moves
         try:
-            position = nimg // self.tick_images * self.count
-            pictures = {
-                "d_learned": self.learned.batch(position),
-                "d_held_out": self.held.batch(position),
-                "d_drawn": torch.cat([G(part).float() for part in z.split(CHUNK)]),
-            }
-            found = {
-                name: torch.cat([D(part).float() for part in show(images).split(CHUNK)])
-                for name, images in pictures.items()
-            }
+            # Batches of other sizes would have compiled networks compiled anew.
+            with torch.compiler.set_stance("force_eager"):
+                position = nimg // self.tick_images * self.count
+                pictures = {
+                    "d_learned": self.learned.batch(position),
+                    "d_held_out": self.held.batch(position),
+                    "d_drawn": torch.cat([G(part).float() for part in z.split(CHUNK)]),
+                }
+                found = {
+                    name: torch.cat([D(part).float() for part in show(images).split(CHUNK)])
+                    for name, images in pictures.items()
+                }
         finally:
             for network, training in modes:
                 network.train(training)
