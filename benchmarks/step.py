@@ -77,6 +77,7 @@ WAYS = {
     "not channels_last": Way(around=PlainLayout, plain=True),
     "compiled": Way({"compile": "yes"}),
     "not compiled": Way({"compile": "no"}),
+    "three averages of G": Way({"ema_kimg": (15.0, 60.0, 240.0)}),
 }
 HOST_WAYS = ("not compiled", "compiled")
 HOST_PX = 64  # at which the projected discriminator's network, whose channels stay, looks
