@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from model import Discriminator, Generator
 from training import combine
 from training.metrics import Scores
+from training.projected import ProjectedDiscriminator
 from training.release import draw
 from training.shares import (
     LADDER,
@@ -139,6 +140,7 @@ def parents(tmp_path, monkeypatch):
     A.save_pretrained(tmp_path / "a")
     moved(A, 1).save_pretrained(tmp_path / "run" / "generator")
     Discriminator(16, WIDTHS).save_pretrained(tmp_path / "run" / "discriminator")
+    ProjectedDiscriminator(64).save_pretrained(tmp_path / "run" / "projected")
     return tmp_path / "a", tmp_path / "run"
 
 
@@ -168,6 +170,7 @@ def test_given_shares_are_written_whole(parents, faces_dir, tmp_path, capsys):
     )
     Generator.from_pretrained(out / "generator")
     Discriminator.from_pretrained(out / "discriminator")
+    ProjectedDiscriminator.from_pretrained(out / "projected")
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
     assert command(a, b, "--out", out, "8=0.6") == 2
     assert "exists already" in capsys.readouterr().err

@@ -2,11 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from children import Bench
 
+from training.config import make_config
 from training.measuring import LADDER, LEAST, Costs, fit_counts
+from training.run import training_minutes
 
 CPU = Costs(draw=0.005, look=0.013, fixed=2.0)  # one core, 64 px, efficientnet-lite0
 
@@ -45,6 +48,17 @@ def test_counts_fit_the_time(known, averages):
 
 def test_few_faces_that_were_asked_for_are_measured():
     assert fit_counts(10, CPU, samples=32, reals=24, known=False) == (32, None)
+
+
+def test_measuring_at_marks_comes_out_of_the_metrics_tenth():
+    run = SimpleNamespace(config=make_config({"max_minutes": 10}), samples=500, measured=0.0)
+    assert training_minutes(run) == pytest.approx(9)
+    run.measured = 0.5
+    assert training_minutes(run) == pytest.approx(9.5)
+    run.measured = 3.0  # more than it may take: the launch ends all the same
+    assert training_minutes(run) == 10
+    run.samples, run.measured = 0, 0.0
+    assert training_minutes(run) == 10
 
 
 def test_a_run_without_a_step_measures_nothing(bench, tmp_path):

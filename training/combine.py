@@ -12,8 +12,8 @@ arXiv 2203.05482), beyond 1 it continues in the direction of training. Groups ar
 The search takes the lowest geometric mean of the Fréchet ratios to the better of the two, over all
 feature sets, among trials that no set calls more than a tenth worse. What it chose is measured
 again on seeds that it has not seen; where it is not better there, nothing is written. OUT holds
-generator/ (with the draft of a model card), the second's discriminator/ if it has one, and
-combine.json with every trial.
+generator/ (with the draft of a model card), the second's discriminator/ and projected/ if it has
+them, and combine.json with every trial.
 """
 
 from __future__ import annotations
@@ -249,17 +249,18 @@ def write(out: Path, G: Generator, second: str, card: str, record: Mapping[str, 
     """Write the combination's folder whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     run = Path(second).parent if Path(second).name == "generator" else Path(second)
-    critic = [run / "discriminator" / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
     with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as scratch:
         part = Path(scratch) / out.name
         G.save_pretrained(part / "generator")
         draft = part / "generator" / "README.md"
         metadata = draft.read_text(encoding="utf-8").split("---\n")[1]
         draft.write_text(f"---\n{metadata}---\n\n{card}\n", encoding="utf-8")
-        if all(path.is_file() for path in critic):
-            (part / "discriminator").mkdir()
-            for path in critic:
-                shutil.copyfile(path, part / "discriminator" / path.name)
+        for network in ("discriminator", "projected"):
+            files = [run / network / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
+            if all(path.is_file() for path in files):
+                (part / network).mkdir()
+                for path in files:
+                    shutil.copyfile(path, part / network / path.name)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (part / "combine.json").write_text(text, encoding="utf-8")
         part.replace(out)

@@ -166,7 +166,7 @@ def measure(run: Run) -> bool:
     All go to metrics.jsonl, those of the published average to metrics.json too. A launch that made
     no step measures nothing.
     """
-    before = run.published
+    before, started = run.published, time.monotonic()
     if run.samples and run.nimg == run.first_nimg:
         run.accelerator.print("No step was made, so nothing is measured.")
     elif run.samples:
@@ -175,6 +175,7 @@ def measure(run: Run) -> bool:
             broadcast_object_list(found)
         run.published = found[0]
     run.accelerator.wait_for_everyone()
+    run.measured += (time.monotonic() - started) / 60
     return run.published != before
 
 

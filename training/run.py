@@ -103,6 +103,7 @@ class Run:
     first_nimg: int = 0  # of them, before this launch
     samples: int = 0  # faces that the metrics draw, of each average; 0: no metrics
     reals: int | None = None  # real pictures that they are compared with; None: all
+    measured: float = 0.0  # minutes of this launch that went into metrics at marks
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
     started: float = field(default_factory=time.monotonic)
@@ -522,6 +523,7 @@ def minutes(run: Run) -> float:
 def training_minutes(run: Run) -> float:
     """Return the minutes after which this launch stops to train; 0: no limit.
 
-    The rest of --max-minutes is for the metrics at the end, where there are any.
+    The rest of --max-minutes is for the metrics, at marks and at the end, where there are any.
     """
-    return run.config.max_minutes * (1 - MEASURED_SHARE if run.samples else 1)
+    most = run.config.max_minutes
+    return min(most, most * (1 - MEASURED_SHARE) + run.measured) if run.samples else most
