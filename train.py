@@ -8,8 +8,8 @@
 
 A run's folder then holds config.json, stats.jsonl, grids/, checkpoints/ (to resume) and
 generator/ + discriminator/ (config.json and model.safetensors, to use and to publish), with
---projected-weight also projected/; with --init-from also start/, the generator as it began, for
-training.release to mix with.
+--projected-weight also projected/, with several --ema-kimg also averages/; with --init-from also
+start/, the generator as it began, for training.combine.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ from training.checkpoint import CheckpointError
 from training.compiling import compile_faults, first_line
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
+from training.heldout import suggest
 from training.losses import OBJECTIVES, d_loss, g_loss
+from training.measuring import measure, plan
 from training.metrics import MetricsError
 from training.publish import PublishError, kimg_text
 from training.run import Run, TrainingError, build, minutes, training_minutes
 from training.schedule import fit, step_size
-from training.snapshot import measure, push, require_finite, sample, save, save_grid, write_card
+from training.snapshot import push, require_finite, sample, save, save_grid, write_card
 
 FULL_DISK = r"(?i)no space left|quota|too large"  # in what Python and safetensors raise there
 LOST_PEER = r"(?i)\bpeer\b|gloo|nccl"  # in what the two ways of exchanging gradients raise
@@ -53,6 +55,7 @@ AGREE_STEPS = 10  # steps between two agreements of several processes on whether
 # Streams of random numbers; each draw is a function of (seed, stream, images seen).
 D_LATENTS, G_LATENTS, REAL_AUGMENT, FAKE_AUGMENT, G_AUGMENT, PAIR_AUGMENT = range(6)
 PROJECTED_REAL, PROJECTED_FAKE, PROJECTED_G, PROJECTED_PAIR = range(6, 10)
+HELD_OUT_AUGMENT, HELD_OUT_LATENTS = 10, 11
 PROJECTED_POLICY = "translation,cutout"  # without it the projected discriminator soon wins
 
 FAULTS = (
@@ -73,6 +76,7 @@ def train(config: TrainConfig) -> Path:
         ConfigError, DataError, CheckpointError, ModelError: input that cannot be used.
     """
     run = build(config)
+    run.samples, run.reals = plan(run)
     restore = catch_signals(run)
     try:
         with tqdm(
@@ -141,9 +145,20 @@ def d_step(run: Run) -> None:
                     r2_gamma=config.r2_gamma * scale,
                 )
             descend(run, loss, "D")
+            if run.strength:
+                run.strength.note(stats["d_real_sign"])
             if projecting(run):
                 stats |= teach_projected(run, real, fake, part)
         note(run, stats)
+    adapt_strength(run)
+
+
+def adapt_strength(run: Run) -> None:
+    """Let the augmentation's strength follow D, every few steps, where --augment-target asks."""
+    steps = run.nimg // run.config.batch_size + 1
+    if run.strength and steps % run.strength.INTERVAL == 0:
+        images = run.strength.INTERVAL * run.config.batch_size
+        run.strength.adjust(images, lambda sign: run.accelerator.reduce(sign, reduction="mean"))
 
 
 def teach_projected(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
@@ -221,16 +236,22 @@ def gradient_norm(network: torch.nn.Module) -> Tensor:
 
 @torch.no_grad()
 def update_ema(run: Run) -> None:
-    """Move G_ema towards G, with a half-life in images that starts short."""
+    """Move each average towards G, with a half-life in images that starts short.
+
+    While it grows with the images seen, the average has the shape of a power function (Karras et
+    al. 2024, arXiv 2312.02696). Longer averages grow faster in proportion, so that they differ.
+    """
     config = run.config
-    if not config.ema_kimg:
+    if not config.averaged:
         return  # it is G
-    half_life = min(config.ema_kimg * 1000, config.ema_rampup * run.nimg)
-    decay = 0.5 ** (config.batch_size / half_life) if half_life > 0 else 0.0
-    averaged, current = list(run.G_ema.parameters()), list(run.G_raw.parameters())
-    torch._foreach_lerp_(averaged, current, 1 - decay)
-    for kept, new in zip(run.G_ema.buffers(), run.G_raw.buffers(), strict=True):
-        kept.copy_(new)
+    current, buffers = list(run.G_raw.parameters()), list(run.G_raw.buffers())
+    for length, average in run.averages.items():
+        ramp = config.ema_rampup * length / config.ema_kimg[0]
+        half_life = min(length * 1000, ramp * run.nimg)
+        decay = 0.5 ** (config.batch_size / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(list(average.parameters()), current, 1 - decay)
+        for kept, new in zip(average.buffers(), buffers, strict=True):
+            kept.copy_(new)
 
 
 def set_lr(optimizer: Any, lr: float, run: Run) -> None:
@@ -290,15 +311,21 @@ def augmented(
     run: Run, images: Tensor, stream: int, part: int, policy: str | None = None
 ) -> Tensor:
     """Augment as the configuration and its ramp say, or by another policy of the same strength."""
-    config = run.config
-    policy = config.augment if policy is None else policy
+    own = policy is None
+    policy = run.config.augment if own else policy
     if not policy:
         return images
-    ramp = config.augment_ramp_kimg * 1000
-    strength = config.augment_strength * (min(1.0, run.nimg / ramp) if ramp else 1.0)
+    strength = run.strength.strength if own and run.strength else planned_strength(run)
     place, places = shard(run, part)
     rng = generator_for(run, stream)
     return augment(images, policy, strength=strength, rng=rng, rank=place, world_size=places)
+
+
+def planned_strength(run: Run) -> float:
+    """Return the augmentation's strength by the images seen."""
+    config = run.config
+    ramp = 0.0 if config.augment_target else config.augment_ramp_kimg * 1000
+    return config.augment_strength * (min(1.0, run.nimg / ramp) if ramp else 1.0)
 
 
 # ------------------------------------------------------------------------------------------
@@ -378,6 +405,10 @@ def measure_due(run: Run) -> bool:
 def tick(run: Run, bar: tqdm) -> None:
     """Log, check that losses are numbers, draw the grid, save when due."""
     stats = read_stats(run)
+    if run.held_out and run.nimg:
+        stats |= judge_held_out(run)
+    if run.strength:
+        stats["augment_strength"] = run.strength.strength.item()
     require_finite(run, [k for k, v in stats.items() if not math.isfinite(v)])
     now = time.monotonic()
     speed = (run.nimg - run.tick_nimg) / max(now - run.tick_started, 1e-9)
@@ -414,6 +445,26 @@ def skipped_steps(run: Run) -> dict[str, int]:
     return {names[name]: count for name, count in skipped.items()}
 
 
+def judge_held_out(run: Run) -> dict[str, float]:
+    """Return how D judges pictures that it learned from and others; say once where it overfits."""
+    config, rng = run.config, generator_for(run, HELD_OUT_LATENTS)
+    z = torch.randn(run.held_out.count, config.z_dim, generator=rng, device=rng.device)
+
+    def show(images: Tensor) -> Tensor:
+        """Augment as D's pictures are, alike on every process."""
+        rng = generator_for(run, HELD_OUT_AUGMENT)
+        strength = run.strength.strength if run.strength else planned_strength(run)
+        return augment(images, config.augment, strength=strength, rng=rng)
+
+    with run.precision.autocast():
+        judged = run.held_out.judge(run.D_raw, run.G_raw, run.nimg, z, show)
+    advice = "" if run.warned else suggest(run.held_out.parted(judged), config)
+    run.warned |= bool(advice)
+    if advice and run.accelerator.is_main_process:
+        tqdm.write(advice)
+    return judged
+
+
 def read_stats(run: Run) -> dict[str, float]:
     """Return the mean of each noted number since the last tick, over all processes."""
     if not run.sums:
@@ -433,8 +484,9 @@ def finish(run: Run, reason: str) -> None:
         if run.accelerator.is_main_process:
             save_grid(fakes, run.folder / f"grid-psi{psi:g}.png")
     save(run)
-    if not reason.startswith(STOPPED):  # whoever stops a run is not kept waiting
-        measure(run)
+    # Whoever stops a run is not kept waiting; where another average is published, it is written.
+    if not reason.startswith(STOPPED) and measure(run):
+        save(run)
     write_card(run)
     push(run, tag=f"kimg-{kimg_text(run.nimg / 1000)}")
     run.accelerator.print(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import ROOT, svg_pyplot
+from benchmarks.curves import draw_curves
 from model import Generator, ModelError, keep_freed_memory, latents_from_seeds
 from training.data import DataError, Faces, pack
 from training.metrics import (
@@ -39,7 +40,6 @@ NEAREST = 8
 REALS = 2000  # real faces, evenly spread, whose own neighbours are the measure
 FEATURES = ("efficientnet-lite0", "hog")
 SPECTRUM_FACES = 512  # drawn ones whose power is averaged, at psi 1
-PANELS = {"d_loss": "D's loss", "g_loss": "G's loss", "diversity": "spread of 64 faces"}
 
 
 def evenly(count: int) -> np.ndarray:
@@ -176,25 +176,6 @@ def draw_spectrum(ratios: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         axis.axhline(1, color="#2166ac", linewidth=0.8)
     axes[0].set_ylabel("power over that of real faces")
     axes[0].legend(frameon=False)
-    picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
-
-
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw what stats.jsonl logged, one run after the other."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(1, len(PANELS), figsize=(9, 3), layout="constrained")
-    start = 0.0
-    for run in sorted({line.get("run", 1) for line in lines}):
-        ticks = [line for line in lines if line.get("run", 1) == run]
-        for axis, key in zip(axes, PANELS, strict=True):
-            points = [(start + tick["kimg"], tick[key]) for tick in ticks if key in tick]
-            axis.plot(*zip(*points, strict=True), color="#2166ac")
-            axis.axvline(start, color="#bbbbbb", linewidth=0.8, linestyle=":") if start else None
-        start += ticks[-1]["kimg"]
-    for axis, title in zip(axes, PANELS.values(), strict=True):
-        axis.set(title=title, xlabel="thousand images; dotted: the next run", ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
     picture.savefig(path, metadata={"Date": None})
     pyplot.close(picture)
 

@@ -75,6 +75,7 @@ WAYS = {
     "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
     "in bf16": Way(precision="bf16"),
     "not channels_last": Way(around=PlainLayout, plain=True),
+    "three averages of G": Way({"ema_kimg": (15.0, 60.0, 240.0)}),
     "compiled": Way({"compile": "yes"}),
     "not compiled": Way({"compile": "no"}),
 }

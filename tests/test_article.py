@@ -100,7 +100,7 @@ def test_the_presets_are_the_tutorials():
         config = make_config(PRESETS[name])
         assert (config.beta1, config.beta2) == (0.9, 0.999)
         assert config.g_lr == config.d_lr == (1e-3 if name == "dense" else 2e-4)
-        assert (config.ema_kimg, config.r1_gamma, config.r2_gamma) == (0, 0, 0)
+        assert (config.averaged, config.r1_gamma, config.r2_gamma) == (False, 0, 0)
         assert (config.augment, config.xflip, config.z_dim) == ("", False, 100)
         assert config.gradient_norm
     dense = make_config(PRESETS["dense"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from training.augment import POLICIES, augment, parse_policy
+from training.augment import POLICIES, AdaptiveStrength, augment, parse_policy
 
 EVERYTHING = tuple(POLICIES)
 
@@ -219,3 +219,26 @@ def test_no_value_is_read_back_from_the_device():
     assert changed.shape == pixels.shape
     with pytest.raises(RuntimeError):
         changed.sum().item()
+
+
+def test_a_strength_in_a_tensor_is_the_same_strength():
+    shown = [
+        augment(images(64, 3, 8, 8), EVERYTHING, strength=strength, rng=generator(1))
+        for strength in (0.375, torch.tensor(0.375))
+    ]
+    assert torch.equal(*shown)
+
+
+def test_the_adaptive_strength_follows_the_sign_of_real_logits():
+    """Up by images / kimg while D is surer than the target, down while it is less, never out."""
+    rule = AdaptiveStrength(target=0.6, kimg=1.0, most=0.5)
+    seen = []
+    for signs in [(1.0, 0.5)] * 6 + [(0.5, 0.5)] * 3 + [(0.6, 0.6)] + [(-1.0, 1.0)] * 4:
+        for sign in signs:
+            rule.note(torch.tensor(sign))
+        rule.adjust(125, lambda mean: mean)
+        seen.append(rule.strength.item())
+    assert seen[:6] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]  # 0.75 is above 0.6; 0.5 is the most
+    assert seen[6:10] == [0.375, 0.25, 0.125, 0.125]
+    assert seen[10:] == [0, 0, 0, 0]
+    assert rule.parts == 0

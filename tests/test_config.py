@@ -89,6 +89,13 @@ def test_unknown_flags_are_refused(flags, capsys):
             "--projected-resolution must be 0, or 64 to",
         ),
         ({"projected_resolution": 32}, "--projected-resolution must be 0, or 64 to"),
+        ({"augment_target": 0.6}, "--augment-target needs --augment"),
+        (
+            {"augment_target": 0.6, "augment": "cutout", "objective": "relativistic"},
+            "an objective that judges each picture alone",
+        ),
+        ({"augment_target": 1.5, "augment": "cutout"}, "--augment-target must lie in 0 to 1"),
+        ({"held_out": 0.6}, "--held-out must lie in 0 to 0.5"),
     ],
 )
 def test_unusable_values_get_a_sentence(values, words):

@@ -31,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data import Batches, DataError, Faces, indices, pack
+from training.data import Batches, DataError, Faces, indices, pack, split
 
 WHITE = (255, 255, 255)
 # Positions 7 to 14 of the order of ten pictures under seed 0, and which are mirrored.
@@ -1004,6 +1004,20 @@ def test_set_on_the_device_gives_the_same_batches(faces, monkeypatch):
     assert batches(faces).resident is None
     for position in (0, 21):
         assert torch.equal(resident.batch(position), batches(faces).batch(position))
+
+
+def test_pictures_that_are_kept_apart_are_never_shown(faces):
+    learned, held = split(24, 5)
+    assert sorted([*learned, *held]) == list(range(24)) and len(held) == 5
+    assert np.array_equal(split(24, 5)[1], held)
+    assert list(split(24, 0)[0]) == list(range(24))
+    everything = batches(faces, 24, xflip=False)
+    some = batches(faces, 19, xflip=False, rows=learned)
+    shown = {picture.numpy().tobytes() for epoch in range(3) for picture in some.batch(19 * epoch)}
+    all_of_them = {picture.numpy().tobytes() for picture in everything.batch(0)}
+    assert len(all_of_them) == 24 and len(shown) == 19 and shown < all_of_them
+    with pytest.raises(ValueError, match="must be"):
+        split(5, 5)
 
 
 def test_batches_resume_anywhere(faces):

@@ -7,13 +7,12 @@ import sys
 import zipfile
 
 import numpy as np
-import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import Discriminator, Generator, ModelError, default_channels
+from model import Discriminator, Generator, default_channels
 from training.config import BUNDLED_FACES
 from training.release import (
     BUNDLED_COUNT,
@@ -23,7 +22,6 @@ from training.release import (
     WORTH_NARROWING,
     draw,
     golden_name,
-    soup,
     store,
 )
 
@@ -59,38 +57,6 @@ def test_sizes_and_card():
     assert "no licence" in card
     with zipfile.ZipFile(BUNDLED_FACES) as file:
         assert len(file.namelist()) == BUNDLED_COUNT
-
-
-def test_a_soup_lies_between_its_ingredients():
-    def make(seed, w_dim=12):
-        torch.manual_seed(seed)
-        return Generator(resolution=16, channels=(16, 16, 16), z_dim=16, w_dim=w_dim)
-
-    mixed = soup(make(0), [make(1), make(2)], [0.25, 0.375])
-    a, b, c = (make(seed).state_dict() for seed in range(3))
-    for name, tensor in mixed.state_dict().items():
-        if name != "w_avg":
-            wanted = 0.375 * a[name] + 0.25 * b[name] + 0.375 * c[name]
-            torch.testing.assert_close(tensor, wanted)
-    mean = mixed.mapping_network(torch.randn(4096, 16)).mean(0)
-    assert (mixed.w_avg - mean).abs().max() < 0.2  # its own, not one between theirs
-    torch.testing.assert_close(soup(make(0), [make(1)]).const, (a["const"] + b["const"]) / 2)
-    assert torch.equal(soup(make(0), []).const, a["const"])
-    with pytest.raises(ModelError, match="same sizes"):
-        soup(make(0), [make(1, w_dim=8)])
-    for shares in ([], [0.5, 0.5], [1.1], [0.0], [float("nan")]):
-        with pytest.raises(ModelError, match="a number above 0 for each"):
-            soup(make(0), [make(1)], shares)
-
-
-def test_critics_are_mixed_too():
-    def make(seed):
-        torch.manual_seed(seed)
-        return Discriminator(resolution=16, channels=(16, 16, 16))
-
-    mixed, a, b = soup(make(0), [make(1)]).state_dict(), make(0).state_dict(), make(1).state_dict()
-    for name, tensor in mixed.items():
-        torch.testing.assert_close(tensor, (a[name] + b[name]) / 2)
 
 
 def test_a_fresh_clone_trains_with_no_data_given(tmp_path):

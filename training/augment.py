@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SHIFT_RATIO = 1 / 8  # furthest translation, share of the side
 CUTOUT_RATIO = 1 / 2  # side of the blanked square, share of the side
@@ -30,7 +30,7 @@ def augment(
     images: Tensor,
     policy: str | tuple[str, ...],
     *,
-    strength: float = 1.0,
+    strength: float | Tensor = 1.0,
     rng: torch.Generator | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -49,7 +49,8 @@ def augment(
     Args:
         images: float `[N, C, H, W]` in [-1, 1], one or three channels. Colour may leave the range.
         policy: names from `POLICIES`, as a tuple or a comma-separated string; empty for none.
-        strength: probability in [0, 1].
+        strength: probability in [0, 1]; a scalar tensor on the images' device is not checked, as
+            that would wait for the device.
         rng: generator on the images' device; None for that device's default one.
         rank: this process's place among `world_size`, each holding a batch of N.
         world_size: number of processes that share the global batch.
@@ -62,7 +63,7 @@ def augment(
             are not `[N, C, H, W]`.
     """
     names = parse_policy(policy) if isinstance(policy, str) else _in_order(policy)
-    if not 0.0 <= strength <= 1.0:
+    if not isinstance(strength, Tensor) and not 0.0 <= strength <= 1.0:
         raise ValueError(f"The augmentation strength is {strength}; it must lie in [0, 1].")
     if not 0 <= rank < world_size:
         raise ValueError(f"Rank {rank} is not one of {world_size} processes (0 to world_size - 1).")
@@ -78,6 +79,49 @@ def augment(
         gate, *draws = table[:, first:last].unbind(1)  # each [N], uniform in [0, 1)
         images = change(images, gate < strength, *draws)
     return images
+
+
+class AdaptiveStrength(nn.Module):
+    """A strength that follows how surely D knows its own pictures for real.
+
+    ADA's rule (Karras et al. 2020, https://arxiv.org/abs/2006.06676, section 3.1): every few steps
+    the mean sign of D's logits on real pictures, as D saw them, is compared with a target, and the
+    strength grows or falls by a fixed amount. It starts at 0. All of its state is in buffers, so
+    that a checkpoint holds it; nothing waits for the device.
+
+    Args:
+        target: of the mean sign, 0 to 1; the paper's is 0.6.
+        kimg: thousand images in which the strength may go from 0 to 1; the paper's are 500.
+        most: the strength's upper end.
+    """
+
+    INTERVAL = 4  # steps from one comparison to the next, as in the paper
+
+    def __init__(self, target: float, kimg: float = 500.0, most: float = 1.0) -> None:
+        super().__init__()
+        self.target, self.kimg, self.most = target, kimg, most
+        for name in ("strength", "signs", "parts"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def note(self, sign: Tensor) -> None:
+        """Take in the mean sign of one part of a batch, a scalar."""
+        self.signs += sign
+        self.parts += 1
+
+    @torch.no_grad()
+    def adjust(self, images: int, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Move the strength by what so many images allow, and begin to sum anew.
+
+        Args:
+            images: seen since the last call, over all processes.
+            reduce: mean of a scalar over all processes.
+        """
+        sign = reduce(self.signs / self.parts)
+        self.strength += images / (1000 * self.kimg) * torch.sign(sign - self.target)
+        self.strength.clamp_(0, self.most)
+        self.signs.zero_()
+        self.parts.zero_()
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -257,6 +257,18 @@ def load_checkpoint(
     return state
 
 
+def glance(path: Path) -> tuple[dict[str, Any], set[str]]:
+    """Return a checkpoint's counters and the names of what it holds, before it is loaded.
+
+    Both are empty where they cannot be read: `load_checkpoint` then says why. Nothing is checked.
+    """
+    with contextlib.suppress(CheckpointError, ValueError, KeyError, SafetensorError, OSError):
+        state = _read_state(_read_metadata(path))
+        with safe_open(path, framework="pt") as file:
+            return state, {name.partition("/")[0] for name in file.keys()}  # noqa: SIM118
+    return {}, set()
+
+
 def _read_metadata(path: Path) -> dict[str, str]:
     """Return a safetensors file's own texts; raise CheckpointError where it is none."""
     try:

@@ -24,6 +24,7 @@ from training.losses import OBJECTIVES
 from training.metrics import FEATURES
 from training.projected import MIN_PX
 
+MAX_AVERAGES = 8  # of G, each a copy of it
 MAX_FILE_BYTES = 64 * 1024  # of a file of settings
 SECRETS = ("hub_token",)  # never written to a file nor shown
 # What settings were called once; runs of then are still published and resumed.
@@ -58,6 +59,10 @@ class TrainConfig:
     resolution: int = setting(64, "height and width in px: 3, 4 or 6 times a power of two")
     img_channels: int = setting(3, "3 for RGB, 1 for grey", (1, 3))
     xflip: bool = setting(True, "mirror half of the pictures")
+    held_out: float = setting(
+        0.02, "share of the pictures that D never sees, at most 500, to tell when it overfits; "
+        "none of a set under 2,000",
+    )  # fmt: skip
     workers: int = setting(0, "processes that pack the data; 0: one for each core")
 
     # Networks
@@ -100,6 +105,11 @@ class TrainConfig:
     augment: str = setting("", "comma list of translation, cutout, colour; empty: none")
     augment_strength: float = setting(1.0, "strength of the augmentation, 0 to 1")
     augment_ramp_kimg: float = setting(0.0, "thousand images until full augmentation; 0: at once")
+    augment_target: float = setting(
+        0.0,
+        "let the strength follow the mean sign of D's logits on real pictures up to this, such as "
+        "0.6; full within --augment-ramp-kimg (0: 500) at the soonest; 0: fixed strength",
+    )
 
     # Optimisation
     batch_size: int = setting(32, "images a step, over all processes and accumulation")
@@ -116,8 +126,12 @@ class TrainConfig:
         "where --max-minutes decides the run's length",
     )  # fmt: skip
     anneal_to: float = setting(0.03, "step sizes at the end of the fall, as a share")
-    ema_kimg: float = setting(10.0, "half-life of the average of G, thousand images; 0: none")
-    ema_rampup: float = setting(0.05, "half-life is at most this share of the images seen")
+    ema_kimg: tuple[float, ...] = setting(
+        (10.0,), "half-lives of averages of G, thousand images; the first is in the grids; 0: none"
+    )
+    ema_rampup: float = setting(
+        0.05, "the first half-life is at most this share of the images seen, others in proportion"
+    )
     mixed_precision: str = setting(
         "auto",
         "auto: bf16 on GPUs that have it, else no; fp16: with scaled losses, for GPUs without "
@@ -139,7 +153,9 @@ class TrainConfig:
         0.0, "thousand images after which the run ends; 0: what --max-minutes has time for, "
         "without it 1000",
     )  # fmt: skip
-    max_minutes: float = setting(0.0, "minutes after which this launch ends; 0: no limit")
+    max_minutes: float = setting(
+        0.0, "minutes for this launch, a tenth of them for the metrics; 0: no limit"
+    )
     tick_kimg: float = setting(4.0, "thousand images from one line and grid to the next")
     grid_ticks: int = setting(1, "ticks from one sample grid to the next")
     snapshot_ticks: int = setting(4, "ticks from one checkpoint to the next")
@@ -171,14 +187,13 @@ class TrainConfig:
             parse_policy(self.augment)
         except ValueError as error:
             raise ConfigError(f"--augment: {error}") from error
-        self.metric_marks()
-        if self.projected_weight and (self.networks, self.critic) != ("kaogan", "residual"):
-            raise ConfigError("--projected-weight needs --networks kaogan and --critic residual")
-        if self.projected_resolution and not MIN_PX <= self.projected_resolution <= self.resolution:
+        if self.augment_target and (not self.augment or OBJECTIVES[self.objective].paired):
             raise ConfigError(
-                f"--projected-resolution must be 0, or {MIN_PX} to --resolution "
-                f"({self.resolution}), not {self.projected_resolution}"
+                "--augment-target needs --augment, and an objective that judges each picture alone"
             )
+        self.metric_marks()
+        self._check_averages()
+        self._check_projected()
         self._check_schedule()
         if not self.data:
             raise ConfigError("--data names no source; give a folder, a .zip or hf://owner/name")
@@ -186,6 +201,29 @@ class TrainConfig:
             raise ConfigError("--license takes an identifier of the Hub, such as mit or cc-by-4.0")
         if len(self.data_name) > 100 or not self.data_name.isprintable():
             raise ConfigError("--data-name takes one line of at most 100 characters")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether there is an average of G."""
+        return any(self.ema_kimg)
+
+    def _check_averages(self) -> None:
+        """Refuse half-lives that make no set of averages."""
+        lengths = self.ema_kimg
+        if not 1 <= len(set(lengths)) == len(lengths) <= MAX_AVERAGES:
+            raise ConfigError(f"--ema-kimg takes 1 to {MAX_AVERAGES} lengths, each once")
+        if len(lengths) > 1 and not all(lengths):
+            raise ConfigError("--ema-kimg 0 means no average, so it takes no other length")
+
+    def _check_projected(self) -> None:
+        """Refuse a projected discriminator that cannot be."""
+        if self.projected_weight and (self.networks, self.critic) != ("kaogan", "residual"):
+            raise ConfigError("--projected-weight needs --networks kaogan and --critic residual")
+        if self.projected_resolution and not MIN_PX <= self.projected_resolution <= self.resolution:
+            raise ConfigError(
+                f"--projected-resolution must be 0, or {MIN_PX} to --resolution "
+                f"({self.resolution}), not {self.projected_resolution}"
+            )
 
     def _check_schedule(self) -> None:
         """Refuse two ways of annealing, and marks that a run cannot set by the time that it has."""
@@ -207,11 +245,14 @@ class TrainConfig:
             "grid_ticks",
             "z_dim", "w_dim", "mapping_layers", "group_size", "g_channel_min",
         )  # fmt: skip
-        shares = ("beta1", "beta2", "augment_strength", "anneal_from", "projected_from")
+        shares = (
+            "beta1", "beta2", "augment_strength", "augment_target", "anneal_from", "projected_from",
+        )  # fmt: skip
         for names, wanted, fits in (
             (above_0, "be above 0", lambda v: v > 0),
             (at_least_1, "be at least 1", lambda v: v >= 1),
             (shares, "lie in 0 to 1", lambda v: 0 <= v <= 1),
+            (("held_out",), "lie in 0 to 0.5", lambda v: 0 <= v <= 0.5),
         ):
             for name in names:
                 if not fits(getattr(self, name)):
@@ -314,8 +355,7 @@ def _check(name: str, value: Any, choices: tuple) -> None:
         fits = True
     if not fits or (plain is float and not math.isfinite(value)):
         raise ConfigError(f"{flag(name)} takes {_kind(plain)}, not {shown}")
-    if plain is tuple and not all(isinstance(v, str) for v in value):
-        raise ConfigError(f"{flag(name)} takes names, not {shown}")
+    _check_items(name, value if plain is tuple else (), shown)
     if plain in (int, float) and not 0 <= value < 2**63:
         raise ConfigError(f"{flag(name)} must not be negative or huge, not {shown}")
     if choices and value not in choices:
@@ -323,10 +363,20 @@ def _check(name: str, value: Any, choices: tuple) -> None:
         raise ConfigError(f"{flag(name)} must be one of {options}, not {shown}")
 
 
+def _check_items(name: str, items: tuple, shown: str) -> None:
+    """Check the values of a list: texts, or finite numbers from 0 on."""
+    for item in items:
+        if get_args(_types()[name])[0] is str:
+            if not isinstance(item, str):
+                raise ConfigError(f"{flag(name)} takes names, not {shown}")
+        elif type(item) not in (int, float) or not 0 <= item < 2**63:
+            raise ConfigError(f"{flag(name)} takes numbers from 0 on, not {shown}")
+
+
 def _kind(plain: type) -> str:
     """Name a type for people."""
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-    return names.get(plain, "a list of texts")
+    return names.get(plain, "a list")
 
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
@@ -344,9 +394,9 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     if unknown := sorted(str(k) for k in set(merged) - known):
         raise ConfigError(f"unknown setting {', '.join(unknown)[:200]}; --help lists all")
-    if isinstance(merged.get("data"), list | str):
-        data = merged["data"]
-        merged["data"] = (data,) if isinstance(data, str) else tuple(data)
+    for name, value in merged.items():
+        if get_origin(_types()[name]) is tuple:  # one alone need not stand in a list
+            merged[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
     return TrainConfig(**merged)
 
 
@@ -434,6 +484,8 @@ def _shown(default: Any) -> str:
     """Show a default in the help."""
     if default == (str(BUNDLED_FACES),):
         return "the bundled assets/faces.zip, drawn by an earlier bundled generator"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default))
     return repr(default)
 
 

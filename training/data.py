@@ -90,6 +90,7 @@ _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those with a lengt
 CHUNK = 64  # pictures a worker takes at a time
 UPLOAD_BYTES = 64 * 2**20  # copied to the device at a time
 DEVICE_SHARE = 0.4  # of the free device memory the set may take
+HELD_OUT_SEED = 2006_06676  # of the pictures that no run learns from
 STALE_SECONDS = 24 * 3600  # an untouched unfinished pack of another machine is dead after this
 
 
@@ -871,6 +872,18 @@ def indices(
     return index, flip
 
 
+def split(size: int, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose `held` of `size` pictures at random, always the same ones.
+
+    Returns the indices of the others and of the chosen, both ascending, int64. Raises ValueError
+    where fewer than one would be left.
+    """
+    if not 0 <= held < size:
+        raise ValueError(f"{held=} must be ≥ 0 and below {size=}")
+    order, _ = _epoch(size, HELD_OUT_SEED, 0)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
 class Batches:
     """Shuffled batches of real images for one process of a run.
 
@@ -890,13 +903,18 @@ class Batches:
         world_size: int = 1,
         device: torch.device,
         on_device: bool | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
-        """Raise ValueError where rank or batch size is out of range."""
+        """Raise ValueError where rank or batch size is out of range.
+
+        `rows`, int64 [M], are the pictures of the set that are shown; None for all of them.
+        """
         if batch_size_per_process < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 f"{batch_size_per_process=} must be ≥ 1 and 0 ≤ {rank=} < {world_size=}"
             )
         self.faces = faces
+        self.rows = rows
         self.batch_size = batch_size_per_process
         self.seed = seed
         self.xflip = xflip
@@ -918,10 +936,11 @@ class Batches:
         index, flip = indices(
             position + self.rank * self.batch_size,
             self.batch_size,
-            size=len(self.faces),
+            size=len(self.faces) if self.rows is None else len(self.rows),
             seed=self.seed,
             xflip=self.xflip,
         )
+        index = index if self.rows is None else self.rows[index]
         mirrored = self._send(torch.from_numpy(flip))
         if self.resident is not None:
             pixels = self.resident.index_select(0, self._send(torch.from_numpy(index)))

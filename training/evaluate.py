@@ -47,6 +47,7 @@ def score(
     *,
     samples: int,
     features: str,
+    reals: int | None = None,
     psi: float = 1.0,
     fine: float | None = None,
     best_of: int = 1,
@@ -58,9 +59,10 @@ def score(
 
     Args:
         G: a generator of latents `[N, z_dim]`, on `device`.
-        faces: real faces at G's resolution; all of them are used, their features kept beside them.
+        faces: real faces at G's resolution; their features are kept beside them.
         samples: faces to draw, of seeds 0 … samples - 1.
         features: a name in `training.metrics.FEATURES`.
+        reals: how many real faces to use, spread evenly over all; None for all.
         psi: truncation.
         fine: that of the fine layers, where it is another one; for a generator with w alone.
         best_of: candidates for each face; `D`, on `device`, keeps one of them where more than one.
@@ -69,7 +71,9 @@ def score(
     """
     truncation = (psi,) if fine is None else (psi, fine)
     extractor = build_extractor(features, device=device)
-    real = real_features(faces.images, extractor, cache_dir=faces.path, data_key=faces.key)
+    real = real_features(
+        faces.images, extractor, cache_dir=faces.path, data_key=faces.key, limit=reals
+    )
 
     @torch.no_grad()
     def draw(start: int, count: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model import count_parameters, latents_from_seeds
 from training.losses import d_loss, g_loss
+from training.schedule import MEASURED_SHARE
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -38,7 +39,8 @@ def forecast(run: Run) -> str:
             f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
         )
     else:
-        seen = 0.06 * config.max_minutes * speed
+        share = 1 - MEASURED_SHARE if config.metric_samples else 1
+        seen = 0.06 * share * config.max_minutes * speed
         takes = f"--max-minutes {config.max_minutes:g} has time for about {seen:.2g} kimg"
     shown = f"{speed:.2g}" if speed < 10 else f"{speed:.0f}"
     return (

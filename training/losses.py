@@ -134,6 +134,7 @@ def d_loss(
         "d_loss": loss.detach(),
         "d_real": torch.sigmoid(real_logits.detach()).mean(),
         "d_fake": torch.sigmoid(fake_logits.detach()).mean(),
+        "d_real_sign": real_logits.detach().sign().mean(),
         "d_sign": (real_logits.detach().sign() - fake_logits.detach().sign()).mean() / 2,
     }
     if penalised:

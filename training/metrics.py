@@ -409,9 +409,7 @@ def real_features(
     count = len(images) if limit is None else min(limit, len(images))
     path = None
     if cache_dir is not None:
-        identity = f"{CACHE_VERSION} {extractor.name} {extractor.input_size} {data_key} "
-        digest = hashlib.sha256(f"{identity} {len(images)} {count}".encode()).hexdigest()[:16]
-        path = Path(cache_dir) / f"features-{extractor.name}-{count}-{digest}.npy"
+        path = cache_path(images, extractor, cache_dir=cache_dir, data_key=data_key, limit=limit)
         cached = _read_cache(path, (count, extractor.dim))
         if cached is not None:
             return cached
@@ -420,6 +418,21 @@ def real_features(
     if path is not None:
         _write_cache(path, features)
     return features
+
+
+def cache_path(
+    images: np.ndarray,
+    extractor: Extractor,
+    *,
+    cache_dir: Path,
+    data_key: str,
+    limit: int | None = None,
+) -> Path:
+    """Return where `real_features` keeps what it computed for the same arguments."""
+    count = len(images) if limit is None else min(limit, len(images))
+    identity = f"{CACHE_VERSION} {extractor.name} {extractor.input_size} {data_key} "
+    digest = hashlib.sha256(f"{identity} {len(images)} {count}".encode()).hexdigest()[:16]
+    return Path(cache_dir) / f"features-{extractor.name}-{count}-{digest}.npy"
 
 
 def _read_cache(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

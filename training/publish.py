@@ -186,7 +186,7 @@ def how_it_was_trained(folder: Path, config: TrainConfig, kimg: float, *, publis
     rows |= {k: str(facts[k]) for k in FACTS if k in facts}
     default = TrainConfig().public()
     rows |= {
-        k.replace("_", " "): f"{v}"
+        k.replace("_", " "): ", ".join(map(str, v)) if isinstance(v, tuple) else f"{v}"
         for k, v in config.public().items()
         if k not in UNTOLD and v != default[k]
     }
@@ -216,6 +216,11 @@ def how_good_it_is(metrics: dict[str, Any]) -> str:
         + f" |\n\n{metrics.get('features')} features of {metrics.get('num_real')} real and "
         f"{metrics.get('num_fake')} drawn faces at psi {metrics.get('psi', 1.0):g}; figures with "
         "other features or counts do not compare."
+    ) + (
+        f" The weights are the average of G with a half-life of {metrics['ema_kimg']:g} thousand "
+        "images, chosen among several by these figures."
+        if isinstance(metrics.get("ema_kimg"), int | float)
+        else ""
     )
 
 

@@ -1,9 +1,6 @@
 """Bundle a run's networks with the page.
 
     python -m training.release runs/mine
-    python -m training.release runs/mine --soup runs/mine/start   # halfway to what it started from
-    python -m training.release runs/a --soup runs/b/generator runs/a/start --share 0.25 0.5 \
-        --soup-critic runs/b/discriminator                        # two runs from the same start
 
 Writes assets/generator, assets/discriminator and, where the run has them, the projected
 discriminator's heads in assets/projected, in 16 bits where that moves no pixel by more than 1/255.
@@ -29,7 +26,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -50,8 +46,6 @@ from model import (
 )
 from training.config import BUNDLED_FACES
 from training.projected import ProjectedDiscriminator
-
-Network = TypeVar("Network", Generator, Discriminator)
 
 GRID_SIDE = 10  # faces along each side of a sample grid
 GRID_PSIS = (1.0, 0.7, 0.5)
@@ -213,38 +207,6 @@ def save_faces(G: Generator, path: Path) -> None:
             file.writestr(zipfile.ZipInfo(f"{seed:05}.webp"), buffer.getvalue())
 
 
-@torch.no_grad()
-def soup(
-    network: Network, others: Sequence[Network], shares: Sequence[float] | None = None
-) -> Network:
-    """Mix networks weight by weight: each of the others by its share, or an equal one, and
-    `network` by what is left.
-
-    Where one was trained on from the other, or both from a third, the networks in between are often
-    better than all of them (Wortsman et al. 2022, arXiv 2203.05482).
-
-    Raises:
-        ModelError: networks of other sizes, or shares that are not one for each of the others,
-            above 0 and together at most 1.
-    """
-    if shares is None:
-        shares = [1 / (len(others) + 1)] * len(others)
-    if len(shares) != len(others) or not (all(s > 0 for s in shares) and sum(shares) < 1 + 1e-6):
-        raise ModelError("--share takes a number above 0 for each --soup, together at most 1")
-    if any(other.config != network.config for other in others):
-        raise ModelError("--soup takes networks of the same sizes as the run's")
-    if not others:
-        return network
-    mixed = {k: (1 - sum(shares)) * v for k, v in network.state_dict().items()}
-    for other, share in zip(others, shares, strict=True):
-        for name, tensor in other.state_dict().items():
-            mixed[name] += share * tensor
-    network.load_state_dict(mixed)
-    if isinstance(network, Generator):
-        network.update_w_avg()
-    return network
-
-
 def find_enlarger(options: argparse.Namespace) -> Enlarger | None:
     """Bring the run's enlarger along, and return the bundled one, if there is one."""
     own, bundled = options.run / "enlarger", options.assets / "enlarger"
@@ -261,16 +223,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("--assets", type=Path, default=BUNDLED_FACES.parent)
-    parser.add_argument("--soup", nargs="+", default=[], help="folders of generators to mix in")
-    parser.add_argument("--share", nargs="+", type=float, help="of each in the mix; default: equal")
-    parser.add_argument("--soup-critic", nargs="+", default=[], help="folders of D, mixed evenly")
     options = parser.parse_args()
     keep_freed_memory()
     try:
         G = Generator.from_pretrained(options.run / "generator")
-        G = soup(G, [Generator.from_pretrained(f) for f in options.soup], options.share)
         D = Discriminator.from_pretrained(options.run / "discriminator")
-        D = soup(D, [Discriminator.from_pretrained(f) for f in options.soup_critic])
         store(G, options.assets / "generator")
         store(D, options.assets / "discriminator")
         if (options.run / "projected").is_dir():

@@ -14,12 +14,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -46,23 +47,29 @@ from model import (
     keep_freed_memory,
     last_level,
 )
+from training.augment import AdaptiveStrength
+from training.averages import names_of, restore_averages, stored_averages
 from training.checkpoint import (
     CheckpointError,
     find_checkpoint,
+    glance,
     list_checkpoints,
     load_checkpoint,
     lock_folder,
 )
 from training.compiling import Compiler, make_compiler
 from training.config import BUNDLED_FACES, ConfigError, TrainConfig
-from training.data import Batches, DataError, Faces, pack
+from training.data import Batches, DataError, Faces, pack, split
 from training.forecast import forecast
+from training.heldout import HeldOut, count_held
 from training.metrics import build_extractor
 from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
 from training.publish import Publisher, PublishError
-from training.schedule import Schedule, make_schedule
+from training.schedule import MEASURED_SHARE, Schedule, make_schedule
 from training.transfer import init_from, init_heads
+
+ADAPTED_KIMG = 500.0  # in which --augment-target may bring the strength from none to full
 
 
 class TrainingError(RuntimeError):
@@ -82,7 +89,7 @@ class Run:
     D: nn.Module
     G_raw: nn.Module  # the same networks, bare
     D_raw: nn.Module
-    G_ema: nn.Module
+    averages: dict[float, nn.Module]  # of G, by half-life in thousand images; 0: G itself
     G_opt: Any
     D_opt: Any
     precision: Precision
@@ -90,7 +97,13 @@ class Run:
     compiler: Compiler
     P: nn.Module | None = None  # projected discriminator beside D, with --projected-weight
     P_opt: Any = None
+    held_out: HeldOut | None = None  # where pictures are kept apart
+    strength: AdaptiveStrength | None = None  # of the augmentation, with --augment-target
     nimg: int = 0  # images seen, over all processes
+    first_nimg: int = 0  # of them, before this launch
+    samples: int = 0  # faces that the metrics draw, of each average; 0: no metrics
+    reals: int | None = None  # real pictures that they are compared with; None: all
+    measured: float = 0.0  # minutes of this launch that went into metrics at marks
     lock: IO[str] | None = None  # on the main process: what keeps a second run out of the folder
     seconds: float = 0.0  # of training before this launch
     started: float = field(default_factory=time.monotonic)
@@ -99,6 +112,8 @@ class Run:
     tick_nimg: int = 0
     tick_started: float = field(default_factory=time.monotonic)
     stop_signal: str = ""
+    published: float = 0.0  # half-life of the average that is the run's generator
+    warned: bool = False  # that D overfits
     publisher: Publisher | None = None  # on the main process, with --push-to-hub
 
     @property
@@ -107,7 +122,17 @@ class Run:
         networks = {"G": self.G_raw, "D": self.D_raw}
         if self.P:
             networks["projected"] = self.P_raw
-        return {**networks, "G_ema": self.G_ema} if self.config.ema_kimg else networks
+        if self.strength:
+            networks["strength"] = self.strength
+        if self.config.averaged:
+            names = names_of(self.config.ema_kimg)
+            networks |= {names[length]: G for length, G in self.averages.items()}
+        return networks
+
+    @property
+    def G_ema(self) -> nn.Module:
+        """The first average, which grids show; G itself where there is none."""
+        return next(iter(self.averages.values()))
 
     @property
     def P_raw(self) -> nn.Module:
@@ -141,9 +166,10 @@ def build(config: TrainConfig) -> Run:
         init_from(config.init_from, G, D, accelerator.print)
         if accelerator.is_main_process:
             G.save_pretrained(folder / "start")
-    G_ema = make_average(G, config)
+    averages = {length: make_average(G, config) for length in config.ema_kimg}
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
     prepared = accelerator.prepare(G, D, G_opt, D_opt)
+    learned, held = keep_apart(config, faces, checkpoint, accelerator.print)
     batches = Batches(
         faces,
         batch_size_per_process=per_process,
@@ -152,18 +178,21 @@ def build(config: TrainConfig) -> Run:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         device=accelerator.device,
+        rows=learned if len(held) else None,
     )
     precision = choose_precision(config.mixed_precision, accelerator.device)
     run = Run(
-        config, accelerator, folder, faces, batches, *prepared[:2], G, D, G_ema, *prepared[2:],
+        config, accelerator, folder, faces, batches, *prepared[:2], G, D, averages, *prepared[2:],
         precision, make_schedule(config),
         make_compiler(config.compile, accelerator.device, accelerator.print),
     )  # fmt: skip
     for network in (G, D):
         make_fast(run, network)
+    run.published = config.ema_kimg[0]
     run.publisher, run.lock = publisher, lock
     if config.projected_weight:
         add_projected(run, "" if checkpoint else config.init_from)
+    watch_overfitting(run, learned, held)
     greet(run)
     if checkpoint:
         go_on_from(run, checkpoint)
@@ -186,7 +215,7 @@ def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
     G itself means the same tensors in modules of their own, which stay in evaluation mode while
     those of G train: with batch norms that is another function.
     """
-    if config.ema_kimg:
+    if config.averaged:
         return copy.deepcopy(G).requires_grad_(False).eval()
     tensors = [*G.parameters(), *G.buffers()]
     return copy.deepcopy(G, {id(tensor): tensor for tensor in tensors}).eval()
@@ -206,6 +235,17 @@ def add_projected(run: Run, source: str) -> None:
     optimizer = make_adam(P, config.projected_lr, config)
     run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
     make_fast(run, P)
+
+
+def watch_overfitting(run: Run, learned: np.ndarray, held: np.ndarray) -> None:
+    """Give a run what judges pictures kept apart, and the strength that follows D, where wanted."""
+    config, device = run.config, run.accelerator.device
+    if len(held):
+        run.held_out = HeldOut(run.faces, learned, held, config, device)
+    if config.augment_target:
+        ramp = config.augment_ramp_kimg or ADAPTED_KIMG
+        strength = AdaptiveStrength(config.augment_target, ramp, config.augment_strength)
+        run.strength = strength.to(device)
 
 
 def make_fast(run: Run, network: nn.Module) -> None:
@@ -303,10 +343,42 @@ def pack_faces(config: TrainConfig, accelerator: Accelerator) -> Faces:
     return faces
 
 
+def keep_apart(
+    config: TrainConfig, faces: Faces, checkpoint: Path | None, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pictures D learns from and which it never sees.
+
+    A run that goes on keeps as many apart as it did from its start: D has seen the others.
+    """
+    held = wanted = count_held(len(faces), config.held_out)
+    if checkpoint:
+        kept = glance(checkpoint)[0].get("held_out", 0)
+        held = min(kept, len(faces) // 2) if isinstance(kept, int) else 0
+    if held != wanted:
+        say(f"This run has kept {held} pictures apart from its start on, so --held-out is ignored.")
+    return split(len(faces), held)
+
+
 def go_on_from(run: Run, checkpoint: Path) -> None:
     """Restore a run from its checkpoint."""
-    state = load_checkpoint(checkpoint, run.networks, run.optimizers)
-    run.nimg = run.tick_nimg = state["nimg"]
+    counters, held = glance(checkpoint)
+    networks = dict(run.networks)
+    if "strength" not in held:
+        networks.pop("strength", None)  # the run had a fixed one until now
+    if run.config.averaged:
+        ours = names_of(run.config.ema_kimg).values()
+        networks = {name: net for name, net in networks.items() if name not in ours}
+        state = restore_averages(
+            run.averages,
+            stored_averages(counters, held),
+            lambda averages: load_checkpoint(checkpoint, networks | averages, run.optimizers),
+            run.accelerator.print,
+        )
+    else:
+        state = load_checkpoint(checkpoint, networks, run.optimizers)
+    if state.get("published") in run.averages:
+        run.published = state["published"]
+    run.nimg = run.first_nimg = run.tick_nimg = state["nimg"]
     run.seconds = float(state["seconds"])
     try:
         run.schedule.restore(state)
@@ -417,8 +489,10 @@ def greet(run: Run) -> None:
     if config.data == (str(BUNDLED_FACES),):
         say("Training on the bundled faces, which are few; point --data at a folder of your own.")
     skipped = sum(run.faces.skipped.values())
+    held = len(run.held_out.held.rows) if run.held_out else 0
     say(
         f"{len(run.faces):,} pictures at {config.resolution} px"
+        + (f", {held} of them kept apart" if held else "")
         + (f" ({skipped:,} skipped, listed in {run.faces.path / 'skipped.csv'})" if skipped else "")
         + f"; G {count_parameters(run.G_raw):,} and D {count_parameters(run.D_raw):,} parameters; "
         f"{run.accelerator.num_processes} x {run.accelerator.device}, "
@@ -447,5 +521,9 @@ def minutes(run: Run) -> float:
 
 
 def training_minutes(run: Run) -> float:
-    """Return the minutes after which this launch stops to train; 0: no limit."""
-    return run.config.max_minutes
+    """Return the minutes after which this launch stops to train; 0: no limit.
+
+    The rest of --max-minutes is for the metrics, at marks and at the end, where there are any.
+    """
+    most = run.config.max_minutes
+    return min(most, most * (1 - MEASURED_SHARE) + run.measured) if run.samples else most

@@ -18,6 +18,7 @@ DEFAULT_KIMG = 1000.0  # with neither --total-kimg nor --max-minutes
 ANNEAL_FROM = 0.5  # of a run that fits its time, where --anneal-from says nothing
 WINDOW_S = 60.0  # of measuring, at most …
 WINDOW_SHARE = 0.1  # … this share of the time
+MEASURED_SHARE = 0.1  # of --max-minutes, for the metrics
 USED_SHARE = 0.97  # of the time left: sample grids and checkpoints take some of it
 
 

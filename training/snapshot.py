@@ -1,8 +1,7 @@
-"""What a run shows and leaves behind: sample grids, networks, checkpoints, metrics, a card."""
+"""What a run shows and leaves behind: sample grids, networks, checkpoints, a card."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -12,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model import latents_from_seeds, quantise
+from training.averages import lengths_text
 from training.checkpoint import save_checkpoint
-from training.evaluate import score
 from training.publish import make_card, take_snapshot
 from training.run import Run, TrainingError, minutes
 
@@ -55,14 +54,27 @@ def save(run: Run) -> None:
     require_finite(run, [f"a weight of {name}" for name, good in sound.items() if not good])
     if run.accelerator.is_main_process:
         seconds = run.seconds + minutes(run) * 60
-        state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key}
+        held = len(run.held_out.held.rows) if run.held_out else 0
+        state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key, "held_out": held}
+        state |= {"ema_kimg": lengths_text(run.config.ema_kimg), "published": run.published}
         state |= run.schedule.state | run.precision.state
         folder = run.folder / "checkpoints"
         save_checkpoint(folder, run.networks, run.optimizers, state, keep=run.config.keep)
-        save_network(run.G_ema, run.folder / "generator")
+        save_averages(run)
         save_network(run.D_raw, run.folder / "discriminator")
         if run.P:
             save_network(run.P_raw, run.folder / "projected")
+
+
+def save_averages(run: Run) -> None:
+    """Write the published average as the run's generator and, of several, each under its length."""
+    for length, average in run.averages.items():
+        if hasattr(average, "update_w_avg"):
+            average.update_w_avg()
+        if len(run.averages) > 1:
+            (run.folder / "averages").mkdir(exist_ok=True)
+            save_network(average, run.folder / "averages" / f"{length:g}-kimg")
+    save_network(run.averages[run.published], run.folder / "generator")
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
@@ -82,27 +94,6 @@ def push(run: Run, tag: str = "") -> None:
     if run.publisher:
         repo, kimg = run.publisher.repo, run.nimg / 1000
         run.publisher.submit(take_snapshot(run.folder, run.config, kimg=kimg, repo=repo, tag=tag))
-
-
-def measure(run: Run) -> None:
-    """Print and keep the metrics of G_ema at psi 1: all in metrics.jsonl, the last as JSON too."""
-    config = run.config
-    if config.metric_samples and run.accelerator.is_main_process:
-        if hasattr(run.G_ema, "update_w_avg"):
-            run.G_ema.update_w_avg()
-        scores = score(
-            run.G_ema,
-            run.faces,
-            samples=config.metric_samples,
-            features=config.metric_features,
-            device=run.accelerator.device,
-        )
-        figures = {"kimg": run.nimg / 1000, "psi": 1.0, **scores.to_dict()}
-        (run.folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
-        print(scores.line())
-    run.accelerator.wait_for_everyone()
 
 
 def write_card(run: Run) -> None:
