@@ -51,7 +51,7 @@ def list_tensors(G: Generator, first: bool = False) -> dict[str, torch.Tensor]:
         tensors[f"family_map.{name}"] = weight
         tensors[f"family_bias.{name}"] = torch.zeros(size)
         tensors[f"family_step.{name}"] = torch.linalg.pinv(weight).T.reshape(size, *shape)
-        tensors[f"target.{name}"] = torch.tensor([[-0.1] * size, [0.1] * size])
+        tensors[f"target.{name}"] = torch.tensor([[-0.4] * size, [0.4] * size])
     for part in ("hair", "eyes"):
         weight = torch.randn(3, G.num_ws * G.w_dim, generator=noise) / 50
         tensors[f"colour_map.{part}"] = weight

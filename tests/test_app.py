@@ -107,7 +107,7 @@ def test_wall_draws_24_faces(client: Client, studio: Studio):
 
 
 def test_mix_draws_nine_crossings(client: Client, studio: Studio):
-    sheet = client.predict(5, 6, 0.7, api_name="/mix")
+    sheet = client.predict(5, 6, api_name="/mix")
     drawn = np.stack([np.array(Image.open(face["image"])) for face in sheet])
     assert apart(drawn, studio.draw_recipes(cross(Recipe(5), 6))) <= 1
     assert apart(drawn[0], studio.draw([5])[0]) <= 1
@@ -117,7 +117,7 @@ def test_mix_draws_nine_crossings(client: Client, studio: Studio):
 def test_many_visitors_get_their_own_faces(client: Client, studio: Studio):
     with ThreadPoolExecutor(6) as visitors:
         paths = visitors.map(
-            lambda seed: client.predict(seed, 0.7, "", api_name="/generate"), range(200, 218)
+            lambda seed: client.predict(seed, api_name="/generate"), range(200, 218)
         )
         for seed, path in zip(range(200, 218), paths, strict=True):
             assert apart(np.array(Image.open(path)), large(studio, Recipe(seed))) <= 2

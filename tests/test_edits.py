@@ -183,7 +183,7 @@ def test_a_slider_leads_its_family_to_a_target_from_wherever_a_face_stands(folde
     for seed in range(3):
         ws = torch.randn(G.num_ws, G.w_dim, generator=torch.Generator().manual_seed(seed))
         start = hair.weight @ ws.flatten()
-        for value, end in ((2.5, 0.1), (-2.0, -0.1), (1.25, (start + 0.1) / 2)):
+        for value, end in ((2.5, 0.4), (-2.0, -0.4), (1.25, (start + 0.4) / 2)):
             moved = directions.apply(ws, (Edit("long-hair", value),))
             found = hair.weight @ moved.flatten()
             assert torch.allclose(found, torch.as_tensor(end).expand(2), atol=1e-4), value

@@ -96,7 +96,8 @@ class Programs:
         Args:
             seed_a: a whole number from 0 to 4294967295.
             seed_b: another one.
-            psi, fine: variety, as for `wall`.
+            psi: variety, -2 to 2; without it 0.55, and 0.9 for the fine layers.
+            fine: variety of the fine layers; that of the others if only `psi` is given.
         """
         with api_errors():
             recipes = cross(Recipe(seed_a, psi, fine), Recipe(seed_b).seed)
@@ -117,10 +118,11 @@ class Programs:
 
         Args:
             seeds: two to eight of them in order, such as "7,42,100-103".
-            psi, fine: variety, as for `wall`.
+            psi: variety, -2 to 2; without it 0.55, and 0.9 for the fine layers.
             seconds: 0.5 to 5, for each way from one face to the next.
             loop: whether it comes back to the first face.
             kind: "mp4" or "webp".
+            fine: variety of the fine layers; that of the others if only `psi` is given.
         """
         with api_errors():
             some = parse_seeds(str(seeds)[:200])[: MOST + 1]
