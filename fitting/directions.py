@@ -218,7 +218,7 @@ class Fitter:
         share = max(seen, key=lambda share: min(seen[share], SURE))
         left = None
         if len(fit.tags) == 1:
-            left = self.target(fit, tag, 1 - share)
+            left = self.target(fit, tag, min(0.0, 1 - share))  # typical faces without it
         elif len(fit.tags) == 2:
             (opposite,) = (other for other in fit.tags if other != tag)
             left = self.target(fit, opposite, share)
