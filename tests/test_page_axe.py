@@ -11,7 +11,7 @@ from conftest import draw_face
 from playwright.sync_api import Page, expect
 
 from studio.words import TEXTS
-from tests.visitor import ROOT, go, open_page, watched
+from tests.visitor import ROOT, go, open_page, watched, whole
 
 CHECK = """async () => {
   const fades = document.getAnimations().map((animation) => animation.finished);
@@ -32,8 +32,7 @@ def axe() -> str:
 
 def names(page: Page, gallery: str, count: int) -> list[str]:
     """Wait for a gallery of so many faces; return what a screen reader calls them."""
-    faces = page.locator(f"{gallery} .thumbnail-item")
-    expect(faces).to_have_count(count)
+    faces = whole(page, gallery, count)
     expect(page.locator(f"{gallery} .thumbnail-item img:not([alt=''])")).to_have_count(0)
     return [face.get_attribute("aria-label") for face in faces.all()]
 

@@ -19,15 +19,25 @@ from studio.recipe import Between, Mix, Recipe, Vary
 from studio.tabs.wall import BEST_OF, RADIUS
 from studio.words import TEXTS
 from tests.browser import pixels
-from tests.visitor import apart, free_port, go, large, met, open_page, serve, wait_for_face, watched
+from tests.visitor import (
+    apart,
+    free_port,
+    go,
+    large,
+    met,
+    open_page,
+    serve,
+    wait_for_face,
+    watched,
+    whole,
+)
 
 TABS = ("meet", "wall", "mix", "morph", "match", "keep", "about")
 
 
 def captions(page: Page, gallery: str, count: int) -> list[str]:
     """Wait for a gallery of so many faces and return their captions."""
-    expect(page.locator(f"{gallery} .thumbnail-item img")).to_have_count(count)
-    return [text.strip() for text in page.locator(f"{gallery} .thumbnail-item").all_inner_texts()]
+    return [text.strip() for text in whole(page, gallery, count).all_inner_texts()]
 
 
 def choose(page: Page, gallery: str, caption: str) -> None:

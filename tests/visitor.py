@@ -21,6 +21,7 @@ from benchmarks.common import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 180  # a busy machine imports slowly
+SHOWN = "(items) => items.map((i) => [i.innerText, i.ariaLabel, i.querySelector('img')?.src])"
 PATIENCE = 40_000  # ms, for what a visitor waits for
 
 
@@ -179,6 +180,20 @@ def met(page):
     from studio.recipe import recipe_from_query
 
     return recipe_from_query(dict(parse_qsl(urlsplit(page.url).query)), 0, "")[0]
+
+
+def whole(page, gallery: str, count: int):
+    """Wait until a gallery shows so many faces, none of them still to come; return its items."""
+    from playwright.sync_api import expect
+
+    faces = page.locator(f"{gallery} .thumbnail-item")
+    expect(faces).to_have_count(count)
+    expect(page.locator(f"{gallery} img[src*='blank.png']")).to_have_count(0)
+    before, now = None, faces.evaluate_all(SHOWN)
+    while now != before:  # captions and pictures of one page come one after the other
+        page.wait_for_timeout(300)
+        before, now = now, faces.evaluate_all(SHOWN)
+    return faces
 
 
 def large(studio, recipe) -> np.ndarray:
