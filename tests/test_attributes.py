@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fitting import attributes
 from fitting.attributes import (
     BUILDER,
     HELD_OUT,
@@ -33,7 +34,6 @@ from fitting.attributes import (
 )
 from model import ModelError, load_network
 from tests.conftest import draw_face
-from training import attributes
 from training.data import pack
 
 COUNT = 700
