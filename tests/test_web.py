@@ -273,6 +273,9 @@ def test_meet(open_face: Page, studio: Studio) -> None:
     page.locator("#seed input").fill("123")
     wait_for(page, replace(paler, seed=123), studio)
     expect(page.locator("#note")).to_be_hidden()
+    page.wait_for_timeout(
+        1500
+    )  # sooner, the next face would take this one's place among those seen
     page.click("#reset")
     wait_for(page, Recipe(123, 0.55, 0.5), studio)
     page.locator("h1").click()
