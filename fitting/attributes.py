@@ -583,11 +583,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: %(default)s)")
     parser.add_argument("--only", choices=tuple(ROLES), help="train this one alone")
     parser.add_argument("--epochs", type=int, default=14, help="passes (default: %(default)s)")
-    parser.add_argument("--start", type=Path, help="folder of a reader to go on from, with --only")
+    parser.add_argument("--start", type=Path, help="reader (folder) to train further, with --only")
     parser.add_argument("--seed", type=int, default=0, help="of the builder; the judge's is next")
     options = parser.parse_args(arguments)
     if options.start and not options.only:
-        parser.error("--start goes on from one reader; name it with --only")
+        parser.error("--start trains one reader further; name it with --only")
     keep_freed_memory()
     try:
         for offset, (role, (_, kind)) in enumerate(ROLES.items()):

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from model import KaoganModel
@@ -43,16 +45,64 @@ class ExportError(ValueError):
     """A generator that cannot be exported, or whose export draws other faces."""
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def writing_parser(module: str, description: str, check_seeds: int) -> argparse.ArgumentParser:
+    """Return a parser of what every command takes that writes a generator for browsers.
+
+    Args:
+        module: the command's module, as in `python -m module`.
+        check_seeds: the default number of faces to compare with torch.
+    """
     from studio.__main__ import Parser
 
-    parser = Parser(prog="python -m studio.export", description="Write a generator as ONNX.")
+    parser = Parser(prog=f"python -m {module}", description=description)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--model", metavar="PATH_OR_REPO", help="folder or Hub repository (default: bundled)"
     )
     parser.add_argument("--revision", metavar="SHA", help="commit, tag or branch of a repository")
+    parser.add_argument(
+        "--check-seeds",
+        type=int,
+        default=check_seeds,
+        metavar="N",
+        help="faces to compare with torch, at least 1 (default: %(default)s)",
+    )
+    return parser
+
+
+def run_writing(
+    module: str, args: argparse.Namespace, write: Callable[[Studio], str], **options: Any
+) -> int:
+    """Open the generator that `args` name, write it into `--out`, and print what `write` returns.
+
+    Args:
+        options: further arguments of `Studio.open`.
+    Returns:
+        The exit status: 0, or 2 for what cannot be written, which one sentence on stderr names.
+    """
+    from studio.faces import Studio, prepare_cpu
+
+    prepare_cpu()
+    try:
+        if args.check_seeds < 1:
+            raise ExportError("--check-seeds takes a number from 1 up")
+        studio = Studio.open(args.model, args.revision, fallback=False, **options)
+        args.out.mkdir(parents=True, exist_ok=True)
+        summary = write(studio)
+    except ValueError as error:
+        print(f"python -m {module}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where, why = error.filename or args.out, error.strerror or error
+        print(f"python -m {module}: cannot write {where}: {why}", file=sys.stderr)
+        return 2
+    print(summary)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 for what cannot be exported."""
+    parser = writing_parser("studio.export", "Write a generator as ONNX.", check_seeds=256)
     parser.add_argument(
         "--input",
         choices=("z", "ws"),
@@ -65,42 +115,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="fp16",
         help="how the file holds them; all arithmetic is fp32 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--check-seeds",
-        type=int,
-        default=256,
-        metavar="N",
-        help="faces to compare with torch, at least 1 (default: %(default)s)",
-    )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 for what cannot be exported."""
-    args = parse_arguments(argv)
-    from studio.faces import Studio, prepare_cpu
-
-    prepare_cpu()
-    try:
-        if args.check_seeds < 1:
-            raise ExportError("--check-seeds takes a number from 1 up")
-        studio = Studio.open(args.model, args.revision, fallback=False)
-        args.out.mkdir(parents=True, exist_ok=True)
+    def write(studio: Studio) -> str:
         path = export(studio, args.out, args.input, args.weights)
         share = check(studio, path, args.check_seeds, args.input)
-    except ValueError as error:
-        print(f"python -m studio.export: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where, why = error.filename or args.out, error.strerror or error
-        print(f"python -m studio.export: cannot write {where}: {why}", file=sys.stderr)
-        return 2
-    print(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, revision {studio.revision}; "
-        f"{args.check_seeds} faces within {MAX_DIFFERENCE}/255 of torch, {share:.4%} of their "
-        f"values not equal"
-    )
-    return 0
+        return (
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB, revision {studio.revision}; "
+            f"{args.check_seeds} faces within {MAX_DIFFERENCE}/255 of torch, {share:.4%} of their "
+            f"values not equal"
+        )
+
+    return run_writing("studio.export", args, write)
 
 
 def export(studio: Studio, folder: Path, kind: str = "z", weights: str = "fp16") -> Path:

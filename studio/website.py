@@ -17,7 +17,6 @@ A generator without w draws from `z` `[N, z_dim]` and needs the first and the la
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -26,7 +25,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.export import ONNX_NAME, ExportError, check, describe, export, thaw, write_onnx
+from studio.export import (
+    MAX_DIFFERENCE,
+    ONNX_NAME,
+    check,
+    describe,
+    export,
+    run_writing,
+    thaw,
+    write_onnx,
+    writing_parser,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,56 +50,25 @@ LATENTS_NAME, ENLARGER_NAME, FACTS_NAME = "latents.safetensors", "enlarger.onnx"
 PROBE = 16  # pixels along each side of the average face by which a browser's GPU is tested
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    from studio.__main__ import Parser
-
-    parser = Parser(prog="python -m studio.website", description="Write the page without a server.")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--model", metavar="PATH_OR_REPO", help="folder or Hub repository (default: bundled)"
-    )
-    parser.add_argument("--revision", metavar="SHA", help="commit, tag or branch of a repository")
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 for what cannot be written."""
+    parser = writing_parser("studio.website", "Write the page without a server.", check_seeds=32)
     parser.add_argument(
         "--enlarger",
         metavar="none|DIR",
         help="what makes faces larger; none: the browser (default: that of the weights)",
     )
-    parser.add_argument(
-        "--check-seeds",
-        type=int,
-        default=32,
-        metavar="N",
-        help="faces to compare with torch, at least 1 (default: %(default)s)",
-    )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
+    def write(studio: Studio) -> str:
+        files = write_site(studio, args.out, args.check_seeds)["files"]
+        total = sum(file["bytes"] for name, file in files.items() if "asyncify" not in name)
+        return (
+            f"{args.out}: revision {studio.revision}, {args.check_seeds} faces within "
+            f"{MAX_DIFFERENCE}/255 of torch; a visitor's first download is {total / 1e6:.1f} MB"
+        )
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 for what cannot be written."""
-    args = parse_arguments(argv)
-    from studio.faces import Studio, prepare_cpu
-
-    prepare_cpu()
-    try:
-        if args.check_seeds < 1:
-            raise ExportError("--check-seeds takes a number from 1 up")
-        studio = Studio.open(args.model, args.revision, fallback=False, enlarger=args.enlarger)
-        args.out.mkdir(parents=True, exist_ok=True)
-        facts = write_site(studio, args.out, args.check_seeds)
-    except ValueError as error:
-        print(f"python -m studio.website: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where, why = error.filename or args.out, error.strerror or error
-        print(f"python -m studio.website: cannot write {where}: {why}", file=sys.stderr)
-        return 2
-    total = sum(file["bytes"] for name, file in facts["files"].items() if "asyncify" not in name)
-    print(
-        f"{args.out}: revision {studio.revision}, {args.check_seeds} faces within 1/255 of torch; "
-        f"a visitor's first download is {total / 1e6:.1f} MB"
-    )
-    return 0
+    return run_writing("studio.website", args, write, enlarger=args.enlarger)
 
 
 def write_site(studio: Studio, folder: Path, check_seeds: int = 0) -> dict[str, Any]:
