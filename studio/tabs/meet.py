@@ -85,30 +85,9 @@ class Meet:
         """Place what chooses and changes a face."""
         with gr.Row(elem_id="choose"):
             self.seed = gr.Number(label=label("seed"), elem_id="seed", min_width=110)
-            self.psi = gr.Slider(
-                0,
-                1,
-                DEFAULT_PSI,
-                step=0.05,
-                label=label("psi"),
-                info=label("psi.info"),
-                buttons=[],
-                elem_id="psi",
-                min_width=170,
-            )
+            self.psi = variety_slider("psi", DEFAULT_PSI)
             has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
-            self.fine = gr.Slider(
-                0,
-                1,
-                DEFAULT_FINE,
-                step=0.05,
-                label=label("fine"),
-                info=label("fine.info"),
-                buttons=[],
-                elem_id="fine",
-                min_width=170,
-                visible=has_w,
-            )
+            self.fine = variety_slider("fine", DEFAULT_FINE, visible=has_w)
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(
                 label("meet.like"), size="sm", elem_id="like", min_width=0, visible=has_w
@@ -363,3 +342,19 @@ def control_fault(seed: Any, error: Exception, request: gr.Request) -> str:
         return say(request, "fault.seed")
     key = "fault.seed" if "seed" in str(error) else "fault.edits"
     return fault(request, error, key)
+
+
+def variety_slider(name: str, value: float, visible: bool = True) -> gr.Slider:
+    """Return the slider, 0 to 1, of one truncation: `psi` or `fine`."""
+    return gr.Slider(
+        0,
+        1,
+        value,
+        step=0.05,
+        label=label(name),
+        info=label(f"{name}.info"),
+        buttons=[],
+        elem_id=name,
+        min_width=170,
+        visible=visible,
+    )
