@@ -1196,6 +1196,123 @@ class Enlarger(KaoganModel, pipeline_tag="image-to-image"):
 
 
 # ------------------------------------------------------------------------------------------
+# The encoder
+
+
+class Whitening(nn.Module):
+    """w as v, whose numbers have unit variance over seeds: |v|² tells how unlikely a w is.
+
+    Truncation by psi scales v by psi.
+
+    Args:
+        w_dim: length of w.
+    """
+
+    def __init__(self, w_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(w_dim))
+        self.register_buffer("scales", torch.ones(w_dim))  # standard deviations along …
+        self.register_buffer("axes", torch.eye(w_dim))  # … these columns
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, G: Generator, samples: int = 8192) -> Self:
+        """Measure the covariance of w over the first seeds of a generator."""
+        whitening = cls(G.w_dim)
+        w = G.mapping_network(latents_from_seeds(range(samples), G.z_dim)).double()
+        values, axes = torch.linalg.eigh(torch.cov(w.T))
+        whitening.mean.copy_(G.w_avg)
+        whitening.scales.copy_(values.clamp(min=1e-4 * values.max()).sqrt())
+        whitening.axes.copy_(axes)
+        return whitening
+
+    def to_w(self, v: Tensor) -> Tensor:
+        """Map v `[..., w_dim]` to w of the same shape."""
+        return self.mean + v * self.scales @ self.axes.T
+
+    def to_v(self, w: Tensor) -> Tensor:
+        """Map w `[..., w_dim]` to v of the same shape."""
+        return (w - self.mean) @ self.axes / self.scales
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions added to their input (He et al. 2016, arXiv 1603.05027)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, channels, H, W]` to the same shape."""
+        return x + self.layers(x)
+
+
+class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
+    """A picture → one w for each layer of one generator, whose face is like the picture.
+
+    Args:
+        resolution, img_channels, num_ws, w_dim: the generator's.
+        widths: channels of the maps of resolution / 2, / 4, …; the last is 3 px or more wide.
+        hidden: numbers between the last map and v.
+        generator: SHA-256 of the weights of the generator that it was fitted to, 64 hex digits.
+    Raises:
+        ModelError: sizes that are out of range or do not fit together.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 128,
+        img_channels: int = 3,
+        num_ws: int = 11,
+        w_dim: int = 256,
+        widths: Sequence[int] = (32, 64, 96, 160, 192),
+        hidden: int = 352,
+        generator: str = "",
+    ) -> None:
+        super().__init__()
+        sizes = {"num_ws": num_ws, "w_dim": w_dim, "hidden": hidden}
+        levels = len(widths) if isinstance(widths, list | tuple) else 0
+        _check_sizes(resolution, (16,) * count_levels(resolution), img_channels, 1, **sizes)
+        whole = levels and all(type(c) is int and 1 <= c <= MAX_CHANNELS for c in widths)
+        if not whole or resolution % 2**levels or (side := resolution // 2**levels) < 3:
+            raise ModelError(
+                f"widths of an encoder are whole numbers from 1 to {MAX_CHANNELS}, one for each "
+                f"halving of {resolution} px down to 3 px or more, not {widths!r:.80}"
+            )
+        if not isinstance(generator, str) or not re.fullmatch("[0-9a-f]{64}|", generator):
+            raise ModelError("generator of an encoder is a SHA-256 of 64 hex digits")
+        self.resolution, self.generator = resolution, generator
+        self.num_ws, self.w_dim = num_ws, w_dim
+        first, *rest = widths
+        layers: list[nn.Module] = [nn.Conv2d(img_channels, first, 4, 2, 1), ResidualBlock(first)]
+        for narrow, wide in zip(widths, rest, strict=False):
+            layers += [nn.BatchNorm2d(narrow), nn.ReLU(), nn.Conv2d(narrow, wide, 4, 2, 1)]
+            layers += [ResidualBlock(wide)]
+        self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(widths[-1] * side**2, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_ws * w_dim),
+        )
+        self.whitening = Whitening(w_dim)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Map images `[N, C, H, W]` in [-1, 1] to v `[N, num_ws, w_dim]`, as `Whitening` has it."""
+        maps = self.trunk(images.contiguous(memory_format=torch.channels_last))
+        return self.head(maps).unflatten(1, (self.num_ws, self.w_dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[N, C, H, W]` in [-1, 1] to ws `[N, num_ws, w_dim]`."""
+        return self.whitening.to_w(self.encode(images))
+
+
+# ------------------------------------------------------------------------------------------
 # The article's networks
 
 
@@ -1371,6 +1488,7 @@ NETWORKS: dict[str, type[KaoganModel]] = {
     "Generator": Generator,
     "Discriminator": Discriminator,
     "Enlarger": Enlarger,
+    "Encoder": Encoder,
     "ArticleGenerator": ArticleGenerator,
     "ArticleDeconvGenerator": ArticleDeconvGenerator,
     "ArticleDiscriminator": ArticleDiscriminator,

@@ -188,6 +188,7 @@ class TwoViewReader(PixelReader):
 
     size = 2 * SIZE
     MIDDLE = (40, 32)  # top and left of the second view, px
+    ENDS = (3, 5, 7, 11)  # layers of a trunk that end the maps of 32, 16, 8 and 4 px
 
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
@@ -202,6 +203,20 @@ class TwoViewReader(PixelReader):
         views = zip((self.layers, self.middle), (whole, middle), strict=True)
         maps = [net(x.contiguous(memory_format=torch.channels_last)) for net, x in views]
         return torch.cat(maps, 1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Map images `[N, C, H, W]` in [-1, 1] to the maps of both networks, 32 to 4 px."""
+        inputs, maps = self.prepare(images), []
+        top, left = self.MIDDLE
+        for net, x in (
+            (self.layers, F.avg_pool2d(inputs, 2)),
+            (self.middle, inputs[:, :, top : top + SIZE, left : left + SIZE]),
+        ):
+            for index, layer in enumerate(net):
+                x = layer(x)
+                if index in self.ENDS:
+                    maps.append(x)
+        return maps
 
     def tell(self, seen: Tensor) -> Tensor:
         """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""

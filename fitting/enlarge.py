@@ -19,13 +19,11 @@ generator's folder: `assets/enlarger`, `runs/mine/enlarger`, or `enlarger/` of a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
+from fitting.course import Course, FittingError, begin, digest_of
 from fitting.teacher import LICENCE, TEACHERS, Teacher, TeacherError
 from model import (
-    WEIGHTS_NAME,
     Enlarger,
     Generator,
     ModelError,
@@ -48,7 +46,7 @@ from model import (
     load_network,
     quantise,
 )
-from training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoint import CheckpointError
 from training.data import DataError, pack
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
@@ -58,12 +56,6 @@ DATA_EVERY = 4  # with --data every so manieth pair is one of its pictures
 HELD_OUT = 48  # pairs that nothing is learned from, the last ones
 CROP = 32  # px of a small crop
 GRADIENT_WEIGHT = 1.0
-SAVE_EVERY = 20_000  # crops between two checkpoints
-ADAM = {"betas": (0.5, 0.99)}
-
-
-class EnlargeError(ValueError):
-    """Settings or files that cannot make an enlarger; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     mode = "r+" if path.is_file() else "w+"
     array = np.lib.format.open_memmap(path, mode, np.uint8, None if mode == "r+" else shape)
     if array.shape != shape:
-        raise EnlargeError(
+        raise FittingError(
             f"{path} holds {array.shape[0]} pairs, not {shape[0]}; use another --out"
         )
     return array
@@ -204,85 +196,43 @@ def difference(found: Tensor, wanted: Tensor) -> Tensor:
     )
 
 
-class Course:
-    """A student, its discriminator, and their optimizers."""
+class Enlarging(Course):
+    """A student and its discriminator."""
+
+    unit = "crop"
 
     def __init__(
         self, settings: Settings, pairs: Pairs, folder: Path, start: Enlarger | None = None
     ) -> None:
         torch.manual_seed(settings.seed)
-        self.settings, self.pairs, self.folder = settings, pairs, folder
+        self.settings, self.pairs = settings, pairs
         self.student = Enlarger(settings.width, settings.layers)
         if start is not None:
             self.student.load_state_dict(start.state_dict())
         self.D = PatchDiscriminator()
-        self.networks = {"student": self.student, "D": self.D}
-        self.optimizers = {
-            f"{name}_opt": torch.optim.Adam(network.parameters(), settings.lr, **ADAM)
-            for name, network in self.networks.items()
-        }
-        for network in self.networks.values():
-            network.to(memory_format=torch.channels_last)
-        self.seen = 0  # crops
-        if saved := list_checkpoints(folder):
-            self.seen = load_checkpoint(saved[-1], self.networks, self.optimizers)["nimg"]
-
-    @property
-    def total(self) -> int:
-        """Return the number of crops in all."""
-        return round(1000 * self.settings.kimg)
-
-    def set_lr(self) -> None:
-        """Let the step size fall to a fiftieth, along a cosine, over the last two thirds."""
-        done = max(0.0, 1.5 * self.seen / self.total - 0.5)
-        lr = self.settings.lr * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
-        for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]["lr"] = lr
+        networks = {"student": self.student, "D": self.D}
+        super().__init__(networks, settings, folder, betas=(0.5, 0.99), constant=1 / 3)
 
     def step(self) -> dict[str, float]:
-        """Learn from one batch of crops; return what was seen."""
+        """Learn from one batch of crops; return losses by name."""
         settings = self.settings
         low, high = self.pairs.crops(settings.batch_size, HELD_OUT, settings.seed, self.seen)
         self.set_lr()
         found = self.student(low)
         loss = difference(found, high)
-        said = {"difference": loss.item()}
+        losses = {"difference": loss.item()}
         if settings.adversarial and self.seen >= settings.adversarial_from * self.total:
-            said["D"] = self.step_discriminator(low, high, found.detach())
+            losses["D"] = self.step_discriminator(low, high, found.detach())
             loss = loss - settings.adversarial * self.D(low, found).mean()
         self.descend("student_opt", loss)
         self.seen += settings.batch_size
-        return said
+        return losses
 
     def step_discriminator(self, low: Tensor, high: Tensor, found: Tensor) -> float:
         """Let D learn to tell the teacher's crops from the student's; return its loss."""
         loss = F.relu(1 - self.D(low, high)).mean() + F.relu(1 + self.D(low, found)).mean()
         self.descend("D_opt", loss)
         return loss.item()
-
-    def descend(self, name: str, loss: Tensor) -> None:
-        """Take one step of an optimizer."""
-        self.optimizers[name].zero_grad()
-        loss.backward()
-        self.optimizers[name].step()
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(self.folder, self.networks, self.optimizers, {"nimg": self.seen}, keep=1)
-
-    def run(self) -> None:
-        """Learn until all crops were seen."""
-        bar = tqdm(total=self.total, initial=self.seen, desc="learning", unit="crop", disable=None)
-        saved = time.monotonic()
-        while self.seen < self.total:
-            said = self.step()
-            bar.update(self.settings.batch_size)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in said.items()})
-            if self.seen % SAVE_EVERY < self.settings.batch_size:
-                self.save()
-                print(f"{self.seen} crops, {time.monotonic() - saved:.0f} s", said, flush=True)
-        self.save()
-        bar.close()
 
 
 # ------------------------------------------------------------------------------------------
@@ -395,26 +345,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def read_settings(options: argparse.Namespace, generator: str) -> Settings:
     """Check the command line's numbers; a folder that was begun with others is refused."""
     if options.pairs <= HELD_OUT:
-        raise EnlargeError(f"--pairs must be more than the {HELD_OUT} that are kept apart")
+        raise FittingError(f"--pairs must be more than the {HELD_OUT} that are kept apart")
     if options.batch_size < 1 or options.kimg <= 0 or options.adversarial < 0 or options.lr <= 0:
-        raise EnlargeError("--batch-size, --kimg and --lr must be above 0, --adversarial not below")
+        raise FittingError("--batch-size, --kimg and --lr must be above 0, --adversarial not below")
     if not 0 <= options.adversarial_from <= 1:
-        raise EnlargeError("--adversarial-from is a share from 0 to 1")
+        raise FittingError("--adversarial-from is a share from 0 to 1")
     names = set(Settings.__dataclass_fields__) - {"generator", "data", "init_from"}
     values = {name: getattr(options, name) for name in names}
     start = digest_of(options.init_from) if options.init_from else ""
     settings = Settings(generator=generator, data=bool(options.data), init_from=start, **values)
-    path = options.out / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
-        raise EnlargeError(f"{options.out} was begun with other settings; use another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    begin(options.out, settings)
     return settings
-
-
-def digest_of(folder: Path) -> str:
-    """Return the SHA-256 of a network's weights, 64 hex digits."""
-    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
 def open_start(options: argparse.Namespace) -> Enlarger | None:
@@ -424,7 +365,7 @@ def open_start(options: argparse.Namespace) -> Enlarger | None:
     start = Enlarger.from_pretrained(options.init_from)
     asked = {"width": options.width, "layers": options.layers}
     if {name: start.config[name] for name in asked} != asked:
-        raise EnlargeError(
+        raise FittingError(
             f"{options.init_from} has other sizes; give its --width {start.config['width']} and "
             f"--layers {start.config['layers']}"
         )
@@ -442,7 +383,7 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     if pairs.missing():
         data = pack(options.data, SIZE).images if options.data else None
         make_pairs(pairs, G.freeze(), data, Teacher(settings.teacher))
-    course = Course(settings, pairs, options.out / "checkpoints", start)
+    course = Enlarging(settings, pairs, options.out / "checkpoints", start)
     course.run()
     folder = options.out / "enlarger"
     course.student.save_pretrained(folder, dtype=torch.float16)
@@ -459,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for line in teach(options):
             print(line)
-    except (EnlargeError, TeacherError, ModelError, DataError, CheckpointError, OSError) as error:
+    except (FittingError, TeacherError, ModelError, DataError, CheckpointError, OSError) as error:
         print(f"enlarge: {error}", file=sys.stderr)
         return 2
     return 0

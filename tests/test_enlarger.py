@@ -176,19 +176,19 @@ def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, mo
     assert fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "once")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
     assert scores["gradient_energy"] > 0 and scores["decibels"] > 5
-    stopped = fitting.Course.step
+    stopped = fitting.Enlarging.step
     steps = []
 
-    def step(course: fitting.Course) -> dict[str, float]:
+    def step(course: fitting.Enlarging) -> dict[str, float]:
         if len(steps) == 20:
             raise KeyboardInterrupt
         steps.append(course.seen)
         return stopped(course)
 
-    monkeypatch.setattr(fitting.Course, "step", step)
+    monkeypatch.setattr(fitting.Enlarging, "step", step)
     with pytest.raises(KeyboardInterrupt):
         fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "twice")])
-    monkeypatch.setattr(fitting.Course, "step", stopped)
+    monkeypatch.setattr(fitting.Enlarging, "step", stopped)
     assert fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "twice")]) == 0
     weights = [
         (tmp_path / name / "enlarger" / "model.safetensors").read_bytes()

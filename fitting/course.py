@@ -1,0 +1,134 @@
+"""A course of learning on a CPU: networks, Adam, a cosine, checkpoints; it resumes exactly.
+
+class Enlarging(Course):
+    def step(self) -> dict[str, float]: ...     # learn from one batch, count it in self.seen
+
+settings = begin(folder, settings)              # refuses a folder of other settings
+Enlarging(networks, settings, folder / "checkpoints").run()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import WEIGHTS_NAME
+from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+
+SAVE_EVERY = 300.0  # seconds between two checkpoints
+LAST_RATE = 0.02  # of the step size, at the end of the cosine
+
+
+class FittingError(ValueError):
+    """Settings or files that nothing can be learned with; the message is one sentence."""
+
+
+class Learning(Protocol):
+    """What every course has among its settings."""
+
+    kimg: float  # thousand pictures
+    batch_size: int
+    lr: float
+
+
+def begin(folder: Path, settings: Any) -> None:
+    """Write a dataclass of settings into a folder, or refuse one that was begun with others.
+
+    Raises:
+        FittingError: the folder's settings.json differs.
+    """
+    path = folder / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
+        raise FittingError(f"{folder} was begun with other settings; use another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def digest_of(folder: Path) -> str:
+    """Return the SHA-256 of a network's weights, 64 hex digits."""
+    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+class Course:
+    """Networks that learn, each with an Adam of its own.
+
+    Args:
+        networks: by name.
+        settings: its numbers; a folder belongs to one set of them.
+        folder: of the checkpoints; where it holds some, the newest is loaded.
+        betas: of Adam.
+        constant: share of the pictures before the step size begins to fall along a cosine.
+    """
+
+    unit = "face"
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        settings: Learning,
+        folder: Path,
+        *,
+        betas: tuple[float, float],
+        constant: float,
+    ) -> None:
+        self.networks, self.learning, self.folder = networks, settings, folder
+        self.constant = constant
+        self.optimizers = {
+            f"{name}_opt": torch.optim.Adam(network.parameters(), settings.lr, betas=betas)
+            for name, network in networks.items()
+        }
+        self.total = round(1000 * settings.kimg)
+        self.seen = 0
+        for network in networks.values():
+            network.to(memory_format=torch.channels_last)
+        if saved := list_checkpoints(folder):
+            self.seen = load_checkpoint(saved[-1], networks, self.optimizers)["nimg"]
+
+    def step(self) -> dict[str, float]:
+        """Learn from one batch, add its size to `seen`; return losses by name."""
+        raise NotImplementedError
+
+    def set_lr(self) -> None:
+        """Set the step size of what was seen so far."""
+        done = max(0.0, (self.seen / self.total - self.constant) / (1 - self.constant))
+        share = (1 + math.cos(math.pi * min(done, 1))) / 2
+        lr = self.learning.lr * (LAST_RATE + (1 - LAST_RATE) * share)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = lr
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """Take one step of an optimizer."""
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.folder, self.networks, self.optimizers, {"nimg": self.seen}, keep=1)
+
+    def run(self) -> None:
+        """Learn until all pictures were seen."""
+        bar = tqdm(
+            total=self.total, initial=self.seen, desc="learning", unit=self.unit, disable=None
+        )
+        saved = time.monotonic()
+        while self.seen < self.total:
+            losses = self.step()
+            bar.update(self.learning.batch_size)
+            bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+            if time.monotonic() - saved > SAVE_EVERY:
+                self.save()
+                saved = time.monotonic()
+                tqdm.write(f"{self.seen} of {self.total}: {json.dumps(losses)}")
+        self.save()
+        bar.close()

@@ -1,0 +1,379 @@
+"""Teach a network to find the latents of a picture's face, so that a match takes seconds.
+
+    pip install -r requirements-fitting.txt
+    python -m fitting.encode --out runs/encoder --data FOLDER_OR_ZIP    # for the bundled generator
+    python -m fitting.encode --out runs/mine --model runs/mine/generator --data FOLDER_OR_ZIP
+
+The same command resumes where it was stopped. It ends with OUT/encoder, which stands beside a
+generator's folder: `assets/encoder`, `runs/mine/encoder`, or `encoder/` of a Hub repository.
+
+1. For the first part of the pictures (--latents-until), the encoder sees drawn faces alone, half of
+   them with styles of several seeds, and learns their known latents.
+2. Then half of each batch are pictures of --data. What the generator draws from the encoder's
+   latents should be like the picture: in pixels at four scales, in the maps of EfficientNet-Lite1
+   and in those of the bundled tag reader. Latents of pictures are pulled towards those of seeds and
+   towards each other.
+3. Pictures that it never saw tell how near the first answer comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fitting.attributes import TwoViewReader, open_reader
+from fitting.course import Course, FittingError, begin, digest_of
+from model import (
+    Encoder,
+    Generator,
+    ModelError,
+    Whitening,
+    count_parameters,
+    keep_freed_memory,
+    latents_from_seeds,
+    load_network,
+    quantise,
+)
+from training.checkpoint import CheckpointError
+from training.data import DataError, pack
+from training.metrics import EfficientNetLite1, MetricsError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+FIRST_SEED = 7 * 2**29  # of the drawn faces; people and benchmarks start at 0
+HELD_OUT = 512  # pictures that nothing is learned from, the last ones of the data
+TEST_SEED = 7 * 2**29 - 2**20  # of drawn faces that nothing is learned from
+SCALES = 4  # of the pixels' loss
+CHROMA = 3.0  # weight of colour against lightness; small eyes come out pale otherwise
+MAPS = 0.25  # weight of EfficientNet-Lite1's maps
+TAGS = 0.1  # weight of the tag reader's maps
+PULL = 0.02  # weight of |v|² of a picture
+TOGETHER = 0.02  # weight of the squared differences between the layers of a picture
+LATENTS = 0.3  # weight of the known latents of a drawn face beside these losses
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an encoder is made with; a folder's checkpoints belong to one of these."""
+
+    generator: str  # SHA-256 of its weights
+    data: str  # key of the packed pictures, or ""
+    kimg: float  # thousand pictures
+    latents_until: float  # share of them that are drawn faces with known latents alone
+    batch_size: int
+    lr: float
+    bf16: bool
+    seed: int
+
+
+# ------------------------------------------------------------------------------------------
+# What the encoder learns from
+
+
+def sample_latents(G: Generator, start: int, count: int) -> Tensor:
+    """Return ws `[count, num_ws, w_dim]` of seeds, truncated by 0.5 to 1; half of them mixed.
+
+    A mixed face takes its layers from a second face from some layer on.
+    """
+    rng = np.random.RandomState(start % 2**32)
+    z = latents_from_seeds(range(start, start + count), G.z_dim)
+    psi = torch.from_numpy(rng.uniform(0.5, 1, (count, 1, 1)).astype(np.float32))
+    ws = torch.lerp(G.w_avg.expand(count, G.num_ws, -1), G.mapping(z), psi)
+    for index in range(count // 2):
+        layer = rng.randint(1, G.num_ws)
+        ws[index, layer:] = ws[index + count // 2, layer:]
+    return ws
+
+
+@torch.no_grad()
+def draw(G: Generator, ws: Tensor, *, bf16: bool) -> Tensor:
+    """Draw faces `[N, C, H, W]` in [-1, 1], rounded to bytes as people see them."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return quantise(G.synthesis(ws)).float() / 127.5 - 1
+
+
+class Pictures:
+    """Pictures `[N, H, W, C]` to learn from, a random order in each pass, some mirrored."""
+
+    def __init__(self, images: np.ndarray, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def batch(self, start: int, count: int) -> Tensor:
+        """Return `[count, C, H, W]` in [-1, 1], a function of the number of pictures before."""
+        rng = np.random.RandomState([self.seed, start % 2**32])
+        rows = rng.randint(len(self.images), size=count)
+        images = to_tensor(self.images[rows])
+        mirrored = torch.from_numpy(rng.randint(2, size=count).astype(bool))
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Turn uint8 `[N, H, W, C]` into floats `[N, C, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# ------------------------------------------------------------------------------------------
+# Likeness
+
+
+class Likeness(nn.Module):
+    """How unlike two pictures are: pixels at four scales, and the maps of two frozen networks.
+
+    Args:
+        images: faces `[N, C, H, W]` whose maps' variance is the unit.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.features = EfficientNetLite1(None)
+        reader = open_reader(ASSETS / "attributes" / "builder")
+        assert isinstance(reader, TwoViewReader)
+        self.reader = reader.eval()
+        with torch.no_grad():
+            self.units = [
+                [m.var((0, 2, 3)).add(1e-4 * m.var()).rsqrt()[:, None, None] for m in maps]
+                for maps in self.look(images)
+            ]
+
+    def look(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return EfficientNet-Lite1's maps and the tag reader's."""
+        return self.features.feature_maps(images), self.reader.maps(images)
+
+    def forward(self, drawn: Tensor, wanted: Tensor) -> Tensor:
+        """Map two times `[N, C, H, W]` to a mean difference."""
+        loss = pixel_loss(drawn, wanted)
+        with torch.no_grad():
+            targets = self.look(wanted)
+        for weight, units, found, target in zip(
+            (MAPS, TAGS), self.units, self.look(drawn), targets, strict=True
+        ):
+            for unit, a, b in zip(units, found, target, strict=True):
+                loss = loss + weight * ((a - b) * unit).square().mean()
+        return loss
+
+
+def pixel_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared difference at four scales, colour weighed more than lightness."""
+    difference = drawn - wanted
+    lightness = difference.mean(1, keepdim=True)
+    difference = lightness + CHROMA * (difference - lightness)
+    loss = difference.square().mean()
+    for _ in range(SCALES - 1):
+        difference = F.avg_pool2d(difference, 2)
+        loss = loss + difference.square().mean()
+    return loss
+
+
+# ------------------------------------------------------------------------------------------
+# Learning
+
+
+class Encoding(Course):
+    """An encoder that learns to invert a generator."""
+
+    def __init__(
+        self, settings: Settings, G: Generator, images: np.ndarray | None, folder: Path
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.G = settings, G
+        self.E = Encoder(
+            G.resolution, G.img_channels, G.num_ws, G.w_dim,
+            widths=choose_widths(G.resolution), generator=settings.generator,
+        )  # fmt: skip
+        self.E.whitening = Whitening.of(G)
+        super().__init__({"E": self.E}, settings, folder, betas=(0.9, 0.99), constant=0.6)
+        self.pictures = None if images is None else Pictures(images, settings.seed)
+        ws = sample_latents(G, TEST_SEED, 64)
+        self.likeness = Likeness(draw(G, ws, bf16=settings.bf16))
+
+    def step(self) -> dict[str, float]:
+        """Learn from one batch; return losses by name."""
+        self.set_lr()
+        n = self.settings.batch_size
+        drawn_only = self.seen < self.settings.latents_until * self.total
+        pictures = 0 if drawn_only or self.pictures is None else n // 2
+        ws = sample_latents(self.G, FIRST_SEED + self.seen, n - pictures)
+        images = draw(self.G, ws, bf16=self.settings.bf16)
+        if pictures:
+            images = torch.cat([images, self.pictures.batch(self.seen, pictures)])
+        v = self.E.train().encode(images)
+        missed = (v[: len(ws)] - self.E.whitening.to_v(ws)).square().mean()
+        losses = {"latents": missed}
+        if not drawn_only:
+            losses |= self.compare(v, images)
+            if pictures:
+                losses |= pulls(v[-pictures:])
+        weights = {"latents": 1.0 if drawn_only else LATENTS}
+        self.descend("E_opt", sum(weights.get(k, 1.0) * loss for k, loss in losses.items()))
+        self.seen += n
+        return {name: round(loss.item(), 4) for name, loss in losses.items()}
+
+    def compare(self, v: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Draw what was encoded and compare it with the pictures."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            drawn = self.G.synthesis(self.E.whitening.to_w(v))
+        return {"likeness": self.likeness(drawn.float(), images)}
+
+
+def pulls(v: Tensor) -> dict[str, Tensor]:
+    """Return the losses that keep v `[N, num_ws, w_dim]` of pictures near those of seeds."""
+    apart = v - v.mean(1, keepdim=True)
+    return {"pull": PULL * v.square().mean(), "together": TOGETHER * apart.square().mean()}
+
+
+def choose_widths(resolution: int) -> tuple[int, ...]:
+    """Return the encoder's widths for a generator's resolution: down to maps of 3 to 5 px."""
+    widths = itertools.chain((32, 64, 96, 160), itertools.repeat(192))
+    levels, side = 0, resolution
+    while side % 2 == 0 and side >= 6:
+        side //= 2
+        levels += 1
+    return tuple(itertools.islice(widths, levels))
+
+
+# ------------------------------------------------------------------------------------------
+# How near it comes
+
+
+@torch.inference_mode()
+def rmse(G: Generator, E: Encoder, images: Tensor) -> list[float]:
+    """Return the root mean square difference, of 255, of pictures and their first answers."""
+    errors: list[float] = []
+    for part in images.split(16):
+        drawn = quantise(G.synthesis(E(part))).float()
+        errors += (drawn - quantise(part).float()).square().mean((1, 2, 3)).sqrt().tolist()
+    return errors
+
+
+def score(G: Generator, E: Encoder, held_out: np.ndarray | None) -> dict[str, float]:
+    """Measure the first answers to faces and pictures that nothing was learned from."""
+    ws = G.mapping(latents_from_seeds(range(TEST_SEED, TEST_SEED + 128), G.z_dim), 0.7)
+    faces = torch.cat([draw(G, part, bf16=False) for part in ws.split(16)])
+    scores = {"drawn_rmse": float(np.median(rmse(G, E, faces)))}
+    if held_out is not None:
+        scores["picture_rmse"] = float(np.median(rmse(G, E, to_tensor(held_out[-128:]))))
+    return {name: round(value, 2) for name, value in scores.items()}
+
+
+def make_card(settings: Settings, scores: dict[str, float], parameters: int) -> str:
+    """Write the card of an encoder."""
+    flags = [f"--kimg {settings.kimg:g}", f"--latents-until {settings.latents_until:g}"]
+    flags += [f"--batch-size {settings.batch_size}", f"--lr {settings.lr:g}"]
+    flags += ["--bf16"] if settings.bf16 else []
+    flags += ["--data FACES"] if settings.data else []
+    rows = {"drawn_rmse": "faces of seeds, psi 0.7", "picture_rmse": "pictures kept apart"}
+    table = "\n".join(f"| {rows[name]} | {value} |" for name, value in scores.items())
+    return f"""---
+library_name: kaogan
+license: mit
+---
+
+# Encoder: a picture to latents
+
+Finds the latents of a face like a picture's, for the generator `{settings.generator[:12]}` alone.
+It has {parameters:,} parameters.
+
+```bash
+python -m fitting.encode {" ".join(flags)}
+```
+
+First answers, before any search; the median of the root mean square difference of pixels, of 255:
+
+| | RMSE |
+|---|---|
+{table}
+"""
+
+
+# ------------------------------------------------------------------------------------------
+# The command
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fitting.encode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of checkpoints")
+    add("--model", type=Path, default=ASSETS / "generator",
+        help="generator's folder (default: bundled)")  # fmt: skip
+    add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
+    add("--kimg", type=float, default=120.0, help="thousand pictures (default: %(default)s)")
+    add("--latents-until", type=float, default=0.3, metavar="SHARE",
+        help="of the pictures: drawn faces alone (default: %(default)s)")  # fmt: skip
+    add("--batch-size", type=int, default=16, help="pictures of a step (default: %(default)s)")
+    add("--lr", type=float, default=1e-3, help="step size (default: %(default)s)")
+    add("--bf16", action="store_true", help="draw in bfloat16: twice as fast on CPUs that have it")
+    add("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def open_generator(folder: Path) -> Generator:
+    """Load the generator to invert, or raise ModelError."""
+    G = load_network(folder)
+    if not isinstance(G, Generator):
+        raise ModelError(f"{folder} holds no generator with a w")
+    return G.freeze()
+
+
+def teach(options: argparse.Namespace) -> Iterator[str]:
+    """Teach an encoder and store it; yield what to print."""
+    if options.batch_size < 4 or options.kimg <= 0 or options.lr <= 0:
+        raise FittingError("--batch-size must be at least 4, --kimg and --lr above 0")
+    if not 0 <= options.latents_until <= 1:
+        raise FittingError("--latents-until is a share from 0 to 1")
+    G = open_generator(options.model)
+    faces = pack(options.data, G.resolution, channels=G.img_channels) if options.data else None
+    if faces is not None and len(faces) <= 2 * HELD_OUT:
+        raise FittingError(f"--data must hold more than {2 * HELD_OUT} pictures")
+    names = ("kimg", "latents_until", "batch_size", "lr", "bf16", "seed")
+    values = {name: getattr(options, name) for name in names}
+    settings = Settings(digest_of(options.model), faces.key if faces else "", **values)
+    begin(options.out, settings)
+    images = faces.images[:-HELD_OUT] if faces else None
+    course = Encoding(settings, G, images, options.out / "checkpoints")
+    course.run()
+    folder = options.out / "encoder"
+    store(course.E, folder)
+    E = Encoder.from_pretrained(folder).freeze()
+    scores = score(G, E, faces.images[-HELD_OUT:] if faces else None)
+    card = make_card(settings, scores, count_parameters(E))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    yield f"{folder}: {json.dumps(scores)}"
+
+
+def store(E: Encoder, folder: Path) -> None:
+    """Save an encoder in 16 bits, but for the whitening, which seeds must pass unchanged."""
+    names = [name for name, v in E.state_dict().items() if v.is_floating_point()]
+    halves = {name: torch.float16 for name in names if not name.startswith("whitening.")}
+    E.save_pretrained(folder, dtype=halves)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; a fault is one sentence and status 2."""
+    options = parse_arguments(arguments)
+    keep_freed_memory()
+    faults = (FittingError, ModelError, DataError, MetricsError, CheckpointError, OSError)
+    try:
+        for line in teach(options):
+            print(line)
+    except faults as error:
+        print(f"encode: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
