@@ -21,23 +21,23 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from studio.doorway import Doorway
 from studio.drawing import TOGETHER
 from studio.faces import Studio, prepare_cpu
 from studio.match import prepare
+from studio.page.about import AboutTab
+from studio.page.api import Api
+from studio.page.context import QUIET, PageContext
+from studio.page.favourites import FavouritesTab
+from studio.page.i18n import I18N, LANGUAGES, label
+from studio.page.link_previews import LinkPreviews
+from studio.page.match import MatchTab
+from studio.page.meet import MeetTab
+from studio.page.mix import MixTab
+from studio.page.morph import MorphTab
+from studio.page.sessions import SharedConfig
+from studio.page.wall import WallTab
 from studio.pictures import WALL_FACES
 from studio.ports import check_address, read_port
-from studio.sessions import SharedConfig
-from studio.tabs.about import About
-from studio.tabs.desk import QUIET, Desk
-from studio.tabs.keep import Keep
-from studio.tabs.match import MatchTab
-from studio.tabs.meet import Meet
-from studio.tabs.mix import MixTab
-from studio.tabs.morph import MorphTab
-from studio.tabs.programs import Programs
-from studio.tabs.wall import Wall
-from studio.words import I18N, LANGUAGES, label
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # Without these, Gradio makes a table of its last 10,000 events after each one, for nobody.
@@ -52,13 +52,13 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "monospace"],
 )
 TABS = {
-    "meet": Meet,
-    "wall": Wall,
+    "meet": MeetTab,
+    "wall": WallTab,
     "mix": MixTab,
     "morph": MorphTab,
     "match": MatchTab,
-    "keep": Keep,
-    "about": About,
+    "keep": FavouritesTab,
+    "about": AboutTab,
 }
 NEED_W = ("mix", "match")  # tabs that a generator without w cannot fill
 OPEN_TAB = "() => window.kaogan.open('{tab}')"
@@ -74,17 +74,17 @@ class Page(gr.Blocks):
         super().validate_inputs(block_fn, inputs)
 
 
-def build(studio: Studio) -> tuple[gr.Blocks, Desk]:
+def build(studio: Studio) -> tuple[gr.Blocks, PageContext]:
     """Make the page of one generator; return it and what its tabs share."""
     with Page(title="Kaogan", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
-        desk = Desk(studio)
+        context = PageContext(studio)
         lay_out_head(studio)
-        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as desk.tabs:
-            rooms, items = lay_out_tabs(desk)
-        Programs(desk, rooms["morph"])
-        wire(demo, desk, rooms, items)
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as context.tabs:
+            rooms, items = lay_out_tabs(context)
+        Api(context, rooms["morph"])
+        wire(demo, context, rooms, items)
     demo.default_config = SharedConfig(demo)
-    return demo, desk
+    return demo, context
 
 
 def lay_out_head(studio: Studio) -> None:
@@ -100,19 +100,21 @@ def lay_out_head(studio: Studio) -> None:
         gr.Markdown(label("notice.bundled"), elem_id="notice")
 
 
-def lay_out_tabs(desk: Desk) -> tuple[dict[str, Any], dict[str, gr.Tab]]:
+def lay_out_tabs(context: PageContext) -> tuple[dict[str, Any], dict[str, gr.Tab]]:
     """Place all tabs; return what is on them and their buttons, both by name."""
     rooms, items = {}, {}
     for name, room in TABS.items():
-        if name in NEED_W and not desk.studio.G.num_ws:
+        if name in NEED_W and not context.studio.G.num_ws:
             continue
         with gr.Tab(label(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as items[name]:
-            rooms[name] = room(desk)
-    desk.names = tuple(rooms)
+            rooms[name] = room(context)
+    context.names = tuple(rooms)
     return rooms, items
 
 
-def wire(demo: gr.Blocks, desk: Desk, rooms: dict[str, Any], items: dict[str, gr.Tab]) -> None:
+def wire(
+    demo: gr.Blocks, context: PageContext, rooms: dict[str, Any], items: dict[str, gr.Tab]
+) -> None:
     """Connect the tabs with each other and the page with its address."""
     meet = rooms["meet"]
     for name, item in items.items():
@@ -120,11 +122,11 @@ def wire(demo: gr.Blocks, desk: Desk, rooms: dict[str, Any], items: dict[str, gr
     meet.wire()
     rooms["wall"].wire(meet.like, items["wall"])
     rooms["morph"].wire(meet.morph, items["morph"])
-    if desk.studio.G.num_ws:
+    if context.studio.G.num_ws:
         rooms["mix"].wire(meet.mix, items["mix"])
         rooms["match"].wire()
     rooms["keep"].wire(meet.heart, meet.note, items["keep"])
-    demo.load(desk.open, None, [desk.tabs, *desk.places, *desk.meet_outputs], **QUIET)
+    demo.load(context.open, None, [context.tabs, *context.places, *context.meet_outputs], **QUIET)
 
 
 def main() -> int:
@@ -154,7 +156,7 @@ def main() -> int:
     return 0
 
 
-def launch(demo: gr.Blocks, desk: Desk, host: str | None, port: int | None) -> None:
+def launch(demo: gr.Blocks, context: PageContext, host: str | None, port: int | None) -> None:
     """Serve the page until it is stopped; to programs by MCP too, where gradio[mcp] is there."""
     # Gradio tells everyone in the queue, at each step of it, how long it still is; once in five
     # seconds is enough. 16 at once fill a shared forward.
@@ -166,7 +168,7 @@ def launch(demo: gr.Blocks, desk: Desk, host: str | None, port: int | None) -> N
         css_paths=ASSETS / "style.css",
         js=(ASSETS / "page.js").read_text(encoding="utf-8"),
         i18n=I18N,
-        app_kwargs={"middleware": [Middleware(Doorway, draw=desk.preview)]},
+        app_kwargs={"middleware": [Middleware(LinkPreviews, draw=context.preview)]},
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api"],
         run_history=False,

@@ -39,10 +39,11 @@ from training.compiling import compile_faults, first_line
 from training.config import ConfigError, TrainConfig, parse_arguments
 from training.data import DataError
 from training.heldout import suggest
+from training.hub.card import format_kimg
+from training.hub.errors import PublishError
 from training.losses import OBJECTIVES, d_loss, g_loss
 from training.measuring import measure, plan
 from training.metrics import MetricsError
-from training.publish import PublishError, kimg_text
 from training.run import Run, TrainingError, build, minutes, training_minutes
 from training.schedule import fit, step_size
 from training.snapshot import push, require_finite, sample, save, save_grid, write_card
@@ -146,10 +147,10 @@ def d_step(run: Run) -> None:
                 )
             descend(run, loss, "D")
             if run.strength:
-                run.strength.note(stats["d_real_sign"])
+                run.strength.accumulate(stats["d_real_sign"])
             if projecting(run):
                 stats |= teach_projected(run, real, fake, part)
-        note(run, stats)
+        accumulate(run, stats)
     adapt_strength(run)
 
 
@@ -184,15 +185,19 @@ def g_step(run: Run) -> None:
         with run.accelerator.accumulate(run.G):
             with run.precision.autocast():
                 fake = run.G(latents(run, G_LATENTS, part))
-                loss, stats = persuade(run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT))
+                loss, stats = adversarial_loss(
+                    run, run.D_raw, fake, part, (G_AUGMENT, PAIR_AUGMENT)
+                )
                 if projecting(run):
                     streams = (PROJECTED_G, PROJECTED_PAIR)
-                    second, more = persuade(run, run.P_raw, fake, part, streams, PROJECTED_POLICY)
+                    second, more = adversarial_loss(
+                        run, run.P_raw, fake, part, streams, PROJECTED_POLICY
+                    )
                     loss = loss + config.projected_weight * second
                     stats |= {f"projected_{name}": value for name, value in more.items()}
             if (length := descend(run, loss, "G", config.gradient_norm)) is not None:
                 stats["g_gradient"] = length
-        note(run, stats)
+        accumulate(run, stats)
     for critic in critics:
         critic.requires_grad_(True)
 
@@ -212,7 +217,7 @@ def descend(run: Run, loss: Tensor, name: str, measure: bool = False) -> Tensor 
     return length
 
 
-def persuade(
+def adversarial_loss(
     run: Run,
     critic: torch.nn.Module,
     fake: Tensor,
@@ -382,7 +387,7 @@ def stop_reason(run: Run) -> str:
 # Ticks: everything that looks at the run from outside
 
 
-def note(run: Run, stats: dict[str, Tensor]) -> None:
+def accumulate(run: Run, stats: dict[str, Tensor]) -> None:
     """Add up losses on the device, so that no step waits for the host."""
     for name, value in stats.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
@@ -488,7 +493,7 @@ def finish(run: Run, reason: str) -> None:
     if not reason.startswith(STOPPED) and measure(run):
         save(run)
     write_card(run)
-    push(run, tag=f"kimg-{kimg_text(run.nimg / 1000)}")
+    push(run, tag=f"kimg-{format_kimg(run.nimg / 1000)}")
     run.accelerator.print(
         f"{reason}: {run.nimg / 1000:g} kimg after "
         f"{run.seconds / 60 + minutes(run):.1f} minutes; {run.folder / 'generator'} draws faces "
@@ -511,7 +516,7 @@ def explain(error: Exception, config: TrainConfig | None) -> str:
         why = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]
         return (
             f"process {rank} of {world} lost another one, which died ({why:.200}); --resume latest "
-            f"goes on from the last checkpoint"
+            f"resumes from the last checkpoint"
         )
     return ""
 

@@ -97,7 +97,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def run_to(folder: Path, flags: list[str]) -> None:
-    """Train one run to its end, going on from its last checkpoint, and probe what it learned."""
+    """Train one run to its end, resuming from its last checkpoint, and probe what it learned."""
     resume = ["--resume", "latest"] if any(folder.glob("checkpoints/*.safetensors")) else []
     command = [
         sys.executable, "train.py", *flags, "--out", str(folder), *resume, "--keep", "1",

@@ -534,7 +534,7 @@ def train_reader(
     print(f"{role}: mean average precision {mean:.3f} over {len(tags)} tags", flush=True)
 
 
-def told_start(figures: dict) -> str:
+def start_clause(figures: dict) -> str:
     """Say which weights a reader started from, where it did."""
     digest = figures.get("started_from")
     return f", from an earlier reader of the same half (SHA-256 {digest[:12]}…)" if digest else ""
@@ -556,7 +556,7 @@ def write_card(out: Path, left_out: dict[str, int]) -> None:
     lines.append("| **mean** | | " + " | ".join(f"**{m:.3f}**" for m in means) + " |")
     about = "\n".join(
         f"- `{role}`: {f['network']}, {f['epochs']} epochs over {f['trained_on']:,} pictures, "
-        f"seed {f['seed']}, {f['cpu_minutes']} minutes of one CPU thread{told_start(f)}."
+        f"seed {f['seed']}, {f['cpu_minutes']} minutes of one CPU thread{start_clause(f)}."
         for role, f in figures.items()
     )
     rare = ", ".join(f"{tag} ({n})" for tag, n in left_out.items()) or "none"

@@ -1,6 +1,6 @@
 """Teach a small network to enlarge faces from 128 to 512 px as a large published one does.
 
-    pip install -r requirements-enlarge.txt
+    pip install -r requirements-fitting.txt
     python -m fitting.enlarge --out runs/enlarger                       # for the bundled generator
     python -m fitting.enlarge --out runs/enlarger --data FOLDER_OR_ZIP  # and from pictures
     python -m fitting.enlarge --out runs/mine --model runs/mine/generator

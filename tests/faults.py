@@ -170,9 +170,9 @@ def resume_tiny(path: str) -> str:
 
 def list_zip(path: str) -> str:
     """List the pictures of a zip."""
-    from training.data import _find
+    from training.data.sources import find_entries
 
-    return str(len(_find(path)[0]))
+    return str(len(find_entries(path)[0]))
 
 
 def forbid_pickle(probe: str = "") -> None:

@@ -30,12 +30,12 @@ from PIL import Image
 import app
 from model import SEED_MAX, ArticleGenerator
 from studio.faces import Studio
+from studio.page.context import fault
+from studio.page.i18n import LANGUAGES, TEXTS, language, nearest
+from studio.page.mix import SHEET, cross
+from studio.page.wall import Place
 from studio.ports import check_address
 from studio.recipe import Edit, Mix, Recipe, recipe_from_png
-from studio.tabs.desk import fault
-from studio.tabs.mix import SHEET, cross
-from studio.tabs.wall import Place
-from studio.words import LANGUAGES, TEXTS, language, nearest
 from tests.visitor import apart, free_port, large
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,12 +307,12 @@ def test_sessions_share_what_gradio_would_describe_anew(studio: Studio, tmp_path
 
 def test_on_a_space_the_link_is_the_spaces_own(studio: Studio, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    monkeypatch.setattr("studio.tabs.meet.HOME", "https://huggingface.co/spaces/owner/kaogan")
-    _, desk = app.build(studio)
-    address, *_ = desk.meet(Recipe(42))
+    monkeypatch.setattr("studio.page.meet.HOME", "https://huggingface.co/spaces/owner/kaogan")
+    _, context = app.build(studio)
+    address, *_ = context.meet(Recipe(42))
     query = Recipe(42).query(studio.revision)
     assert address == f"https://huggingface.co/spaces/owner/kaogan{query}"
-    assert desk.read(address) == Recipe(42)
+    assert context.read(address) == Recipe(42)
 
 
 # Starting
@@ -341,15 +341,15 @@ def test_weights_without_sliders_say_why(generator_dir: Path, tmp_path: Path, mo
 
 def test_weights_without_w_show_no_tab_that_needs_it(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    demo, desk = app.build(Studio(ArticleGenerator(z_dim=4).eval(), source="x", revision="0"))
+    demo, context = app.build(Studio(ArticleGenerator(z_dim=4).eval(), source="x", revision="0"))
     props = [c.get("props", {}) for c in demo.config["components"]]
     ids = {p.get("elem_id"): p.get("visible", True) for p in props}
-    assert desk.names == ("meet", "wall", "morph", "keep", "about")
+    assert context.names == ("meet", "wall", "morph", "keep", "about")
     assert not {"tab-mix", "tab-match", "mix-roll", "match-go"} & set(ids)
     assert (ids["like"], ids["to-mix"], ids["to-morph"]) == (False, False, True)
     assert "meet.no-w" in json.dumps(demo.config, default=str)
     request = gr.Request(headers={}, cookies={}, query_params={"seed": "5", "tab": "mix"})
-    tabs, *_ = desk.open(request)
+    tabs, *_ = context.open(request)
     assert tabs.selected == "meet"
 
 

@@ -235,7 +235,7 @@ def test_the_adaptive_strength_follows_the_sign_of_real_logits():
     seen = []
     for signs in [(1.0, 0.5)] * 6 + [(0.5, 0.5)] * 3 + [(0.6, 0.6)] + [(-1.0, 1.0)] * 4:
         for sign in signs:
-            rule.note(torch.tensor(sign))
+            rule.accumulate(torch.tensor(sign))
         rule.adjust(125, lambda mean: mean)
         seen.append(rule.strength.item())
     assert seen[:6] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]  # 0.75 is above 0.6; 0.5 is the most

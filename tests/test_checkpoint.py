@@ -122,10 +122,10 @@ def test_any_flipped_bit_and_any_cut_is_refused(tmp_path):
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(path, *make())
         assert str(path) in str(caught.value)
-        assert f"go on from the one before with --resume {older}" in str(caught.value)
+        assert f"resume from the one before with --resume {older}" in str(caught.value)
     for size in (0, 7, 8, header - 1, header, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="go on from the one before"):
+        with pytest.raises(CheckpointError, match="resume from the one before"):
             load_checkpoint(path, *make())
     path.write_bytes(whole + b"\0")
     with pytest.raises(CheckpointError):

@@ -90,7 +90,7 @@ def test_where_there_is_no_compiler_the_network_goes_on_as_it_is(monkeypatch, co
     Compiler(said.append).compile(layer)
     assert torch.equal(layer(images), expected) and torch.equal(layer(images), expected)
     (line,) = said
-    assert line.startswith("The networks cannot be compiled here, so the run goes on without")
+    assert line.startswith("The networks cannot be compiled here, so the run continues without")
     assert "/nowhere/c++" in line or "compiler" in line
 
 

@@ -997,7 +997,8 @@ def test_ranks_share_what_one_process_sees(faces, position):
 
 
 def test_set_on_the_device_gives_the_same_batches(faces, monkeypatch):
-    monkeypatch.setattr("training.data.UPLOAD_BYTES", 5 * faces.images[0].nbytes)  # uneven blocks
+    uneven = 5 * faces.images[0].nbytes
+    monkeypatch.setattr("training.data.batches.UPLOAD_BYTES", uneven)
     resident = batches(faces, on_device=True)
     assert resident.resident.shape == faces.images.shape
     assert resident.resident.dtype == torch.uint8

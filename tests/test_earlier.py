@@ -12,10 +12,10 @@ from PIL import Image
 
 from model import Generator
 from studio.faces import Studio
+from studio.page.context import PageContext
+from studio.page.i18n import LANGUAGES, TEXTS
 from studio.recipe import recipe_from_png
 from studio.revisions import EARLIER, is_bundled
-from studio.tabs.desk import Desk
-from studio.words import LANGUAGES, TEXTS
 from training.release import KEPT, ORDER, digest, retire, store
 
 FIRST = "e9229fde7989"
@@ -27,13 +27,13 @@ ADDRESSES = {
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(Studio.open())
+def context() -> PageContext:
+    return PageContext(Studio.open())
 
 
 @pytest.mark.parametrize("name", ADDRESSES)
-def test_an_old_address_draws_the_old_face(desk, name):
-    recipe, line, album = desk.find(f"{ADDRESSES[name]}&rev={FIRST}", None)
+def test_an_old_address_draws_the_old_face(context, name):
+    recipe, line, album = context.find(f"{ADDRESSES[name]}&rev={FIRST}", None)
     assert album is not None
     (drawn,) = album.studio.draw_recipes([recipe])
     expected = np.array(Image.open(DRAWN / f"{name}.png"))
@@ -51,10 +51,10 @@ def test_the_note_is_in_every_language():
         assert "]({address})" in line
 
 
-def test_favourites_of_an_earlier_release_hang_beside_new_ones(desk):
+def test_favourites_of_an_earlier_release_hang_beside_new_ones(context):
     old = f"?seed=42&psi=0.7&rev={FIRST}"
-    new = f"?seed=42&psi=0.7&rev={desk.studio.revision}"
-    found = [np.array(Image.open(path)) for path in desk.find_small([new, old, new])]
+    new = f"?seed=42&psi=0.7&rev={context.studio.revision}"
+    found = [np.array(Image.open(path)) for path in context.find_small([new, old, new])]
     expected = np.array(Image.open(DRAWN / "plain.png"))
     assert np.abs(found[1].astype(int) - expected).max() <= 1
     assert np.array_equal(found[0], found[2])
@@ -62,9 +62,9 @@ def test_favourites_of_an_earlier_release_hang_beside_new_ones(desk):
 
 
 @pytest.mark.parametrize("rev", ["", "f" * 12, "../generator", "e9229FDE7989", FIRST + "/"])
-def test_a_rev_that_is_none_opens_nothing(desk, rev):
+def test_a_rev_that_is_none_opens_nothing(context, rev):
     assert not is_bundled(rev)
-    assert desk.album_of(rev) is desk.album
+    assert context.album_of(rev) is context.album
 
 
 def test_the_bundle_lists_what_it_holds():

@@ -12,6 +12,7 @@ import torch
 from edits import save_generator
 from PIL import Image
 
+from fitting import course
 from fitting import enlarge as fitting
 from model import Discriminator, Enlarger, Generator, ModelError, load_generator
 from studio.__main__ import main as studio_main
@@ -168,7 +169,7 @@ def fill(pairs: fitting.Pairs) -> None:
 def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, monkeypatch):
     G = save_generator(tmp_path / "generator")
     assert isinstance(G, Generator)
-    monkeypatch.setattr(fitting, "SAVE_EVERY", 64)
+    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
     command = ["--model", str(tmp_path / "generator"), "--pairs", "52", "--width", "8"]
     command += ["--layers", "1", "--batch-size", "8"]
     for name in ("once", "twice"):
@@ -179,11 +180,11 @@ def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, mo
     stopped = fitting.Enlarging.step
     steps = []
 
-    def step(course: fitting.Enlarging) -> dict[str, float]:
+    def step(student: fitting.Enlarging) -> dict[str, float]:
         if len(steps) == 20:
             raise KeyboardInterrupt
-        steps.append(course.seen)
-        return stopped(course)
+        steps.append(student.seen)
+        return stopped(student)
 
     monkeypatch.setattr(fitting.Enlarging, "step", step)
     with pytest.raises(KeyboardInterrupt):

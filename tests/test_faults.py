@@ -188,7 +188,7 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_offered(bench, kept):
     status, printed = bench.run("run", "--total-kimg", "0.256", "--resume", "latest")
     assert status == 2
     assert f"{three} is damaged" in printed
-    assert f"go on from the one before with --resume {one}" in printed  # the second is cut
+    assert f"resume from the one before with --resume {one}" in printed  # the second is cut
     assert "Traceback" not in printed
     flags = ["--total-kimg", "0.128", "--resume", str(one), "--snapshot-ticks", "1"]
     status, printed = bench.run("run", *flags)
@@ -231,7 +231,7 @@ def test_a_clock_that_runs_backwards(bench, kept):
     flags = ["--total-kimg", "0.256", "--resume", "latest", "--keep", "2"]
     status, printed = bench.run("run", *flags, **backwards)
     assert status == 0, printed
-    assert f"Going on from {saved[-1]}" in printed
+    assert f"Resuming from {saved[-1]}" in printed
     assert_equals_undisturbed(bench.folder / "run", whole, 0.256)
     names = [p.name for p in list_checkpoints(bench.folder / "run" / "checkpoints")]
     assert names == ["kimg-000000.192.safetensors", "kimg-000000.256.safetensors"]

@@ -30,10 +30,10 @@ from safetensors.torch import save_file
 from model import Generator, ModelError
 from studio.faces import Studio
 from studio.recipe import Recipe, RecipeError, parse_seeds, recipe_from_query
-from training import checkpoint, data
+from training import checkpoint
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import ConfigError, make_config, read_config_file
-from training.data import DataError, pack
+from training.data import DataError, decode, pack
 
 MIB = 2**20
 FUZZ = settings(
@@ -178,9 +178,9 @@ def test_bands_do_not_change_pixels(monkeypatch):
     palette.info["transparency"] = 3
     deep = Image.fromarray(rng.integers(0, 65536, (37, 23), np.uint16))
     for image in (alpha, palette, deep, alpha.convert("LA"), draw_face(2, 23, 37)):
-        whole = np.asarray(data._flatten(image))
-        monkeypatch.setattr(data, "BAND_PIXELS", 100)
-        assert np.array_equal(whole, np.asarray(data._flatten(image)))
+        whole = np.asarray(decode.flatten(image))
+        monkeypatch.setattr(decode, "BAND_PIXELS", 100)
+        assert np.array_equal(whole, np.asarray(decode.flatten(image)))
         monkeypatch.undo()
 
 
@@ -219,9 +219,9 @@ PICTURES = {
 def test_damaged_pictures_are_read_or_skipped(kind, seed):
     started = time.process_time()
     try:
-        pixels = data._decode(damage(PICTURES[kind], seed), 8, 3)
+        pixels = decode.decode(damage(PICTURES[kind], seed), 8, 3)
         assert pixels.shape == (8, 8, 3)
-    except data._Skip as skip:
+    except decode.SkipError as skip:
         assert str(skip) in ("broken", "not an image", "over 64 megapixels", "too laborious")
     assert time.process_time() - started < 5
 
@@ -796,13 +796,15 @@ def test_no_file_is_served_that_is_not_a_drawn_face(page, path):
 # ------------------------------------------------------------------------------------------
 # No pickle, in no loading path
 
-SOURCES = sorted(p for d in ("", "studio", "training") for p in (ROOT / d).glob("*.py"))
+ROOMS = ("studio", "training", "fitting")
+SOURCES = sorted([*ROOT.glob("*.py"), *(p for d in ROOMS for p in (ROOT / d).rglob("*.py"))])
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 FORBIDDEN = {
     "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
     "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "os.system", "os.popen",
     "shutil.unpack_archive", "pd.read_pickle", "np.fromregex", "runpy.run_path",
 }  # fmt: skip
+NO_ARCHIVE = "extractor.extract"  # of ncnn: a result of a network
 METHODS = {"extract", "extractall", "load_state", "save_state", "allow_pickle"}
 
 
@@ -819,14 +821,14 @@ def is_constant(node: ast.expr | None, value: object) -> bool:
 
 
 def test_nothing_in_the_code_can_unpickle():
-    assert len(SOURCES) > 12
+    assert len(SOURCES) > 60
     loads = 0
     for path in SOURCES:
         for name, keywords, line in calls(path):
             where = f"{path.name}:{line}: {name}"
             last = name.rpartition(".")[2]
             assert name not in FORBIDDEN, where
-            assert last not in METHODS, where
+            assert last not in METHODS or name == NO_ARCHIVE, where
             assert not is_constant(keywords.get("shell"), True), where
             assert not is_constant(keywords.get("trust_remote_code"), True), where
             if name == "torch.load":

@@ -31,15 +31,12 @@ from studio.faces import Studio
 from studio.recipe import Edit, Recipe
 from training.checkpoint import checkpoint_path
 from training.config import ConfigError, TrainConfig, make_config
+from training.hub.card import make_card
+from training.hub.contents import take_snapshot
+from training.hub.errors import PublishError
+from training.hub.publisher import Publisher
 from training.projected import ProjectedDiscriminator
-from training.publish import (
-    Publisher,
-    PublishError,
-    find_kimg,
-    main,
-    make_card,
-    take_snapshot,
-)
+from training.publish import find_kimg, main
 
 REPO = "owner/faces"
 TOKEN = "hf_owner"
@@ -467,7 +464,8 @@ def test_a_process_ends_though_the_hub_is_silent(hub, run_folder, tmp_path):
 import sys
 from pathlib import Path
 from training.config import TrainConfig
-from training.publish import Publisher, take_snapshot
+from training.hub.contents import take_snapshot
+from training.hub.publisher import Publisher
 publisher = Publisher("owner/faces", silence=60.0)
 publisher.submit(take_snapshot(Path(sys.argv[1]), TrainConfig(), kimg=1.0))
 print(publisher.close(wait=1.0))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from model import quantise
-from training import metrics
 from training.metrics import (
     FEATURES,
     EfficientNetLite0,
@@ -23,7 +22,9 @@ from training.metrics import (
     OrientedGradients,
     build_extractor,
     compute_features,
+    distances,
     evaluate,
+    extractors,
     fake_images,
     frechet_distance,
     kernel_distance,
@@ -119,7 +120,7 @@ def brute_force_kid(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_kid_of_one_block_equals_a_double_loop():
     x, y = normal(9, 5), normal(7, 5, seed=1) + 0.5
-    assert metrics._block_distance(x, y, "cpu") == pytest.approx(brute_force_kid(x, y), rel=1e-9)
+    assert distances._block_distance(x, y, "cpu") == pytest.approx(brute_force_kid(x, y), rel=1e-9)
 
 
 def test_kid_is_the_mean_of_disjoint_blocks_with_its_standard_error():
@@ -227,7 +228,7 @@ def test_evaluate_is_the_same_for_a_seed_and_for_any_chunk(monkeypatch: pytest.M
     other = evaluate(real, fake, features="hog", seed=4, max_precision=100)
     assert scores.kid != other.kid
     assert scores.num_precision == 100
-    monkeypatch.setattr(metrics, "CHUNK_VALUES", 1000)  # three rows at a time
+    monkeypatch.setattr(distances, "CHUNK_VALUES", 1000)  # three rows at a time
     chunked = evaluate(real, fake, features="hog", seed=3, max_precision=100)
     assert chunked.features == "hog"
     for name, value in list(scores.to_dict().items())[1:]:
@@ -605,16 +606,16 @@ def test_inception_weights_are_fetched_checked_and_kept(
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     source = tmp_path / "weights.pth"
     with pytest.raises(MetricsError, match=f"could not be had .* at {tmp_path}/hub/checkpoints"):
-        metrics._download(source.as_uri(), "0" * 8)
+        extractors._download(source.as_uri(), "0" * 8)
     torch.save({"weight": torch.ones(3)}, source)
     with pytest.raises(MetricsError, match="could not be had .*hash"):
-        metrics._download(source.as_uri(), "0" * 8)
+        extractors._download(source.as_uri(), "0" * 8)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
-    kept = metrics._download(source.as_uri(), digest)
+    kept = extractors._download(source.as_uri(), digest)
     assert torch.load(kept, weights_only=True)["weight"].tolist() == [1, 1, 1]
     source.unlink()
-    assert metrics._download(source.as_uri(), digest) == kept  # not fetched again
+    assert extractors._download(source.as_uri(), digest) == kept  # not fetched again
     torch.save({"weight": _Payload(tmp_path / "touched")}, kept)
     with pytest.raises(MetricsError, match="could not be had"):
-        metrics._download(source.as_uri(), digest)
+        extractors._download(source.as_uri(), digest)
     assert not (tmp_path / "touched").exists()

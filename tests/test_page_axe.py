@@ -10,7 +10,7 @@ import pytest
 from conftest import draw_face
 from playwright.sync_api import Page, expect
 
-from studio.words import TEXTS
+from studio.page.i18n import TEXTS
 from tests.visitor import ROOT, go, open_page, watched, whole
 
 CHECK = """async () => {

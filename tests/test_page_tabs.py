@@ -14,10 +14,10 @@ from playwright.sync_api import Page, expect
 from model import SEED_MAX
 from studio.best import best_of
 from studio.faces import Studio
+from studio.page.i18n import TEXTS
+from studio.page.wall import BEST_OF, RADIUS
 from studio.pictures import png_bytes
 from studio.recipe import Between, Mix, Recipe, Vary
-from studio.tabs.wall import BEST_OF, RADIUS
-from studio.words import TEXTS
 from tests.browser import pixels
 from tests.visitor import (
     apart,

@@ -186,8 +186,8 @@ def test_scales_and_ends_that_are_none_are_refused(build, monkeypatch):
     for fault in [*faults, {"end": "soon"}]:
         state = {"nimg": 0, "seconds": 0} | fault
         monkeypatch.setattr(building, "load_checkpoint", lambda *_, state=state: state)
-        with pytest.raises(CheckpointError, match="no schedule or scales of losses to go on with"):
-            building.go_on_from(run, run.folder / "x")
+        with pytest.raises(CheckpointError, match="no schedule or loss scales to resume with"):
+            building.resume_from(run, run.folder / "x")
 
 
 def test_float16_is_traced_in_one_piece():

@@ -160,7 +160,7 @@ def test_killed_and_resumed_equals_undisturbed(bench, start, tmp_path):
     assert len(list_checkpoints(saved)) < 10
     status, printed = bench.run("killed", "--total-kimg", "0.64", "--resume", "latest", *more)
     assert status == 0, printed
-    assert "Going on from" in printed
+    assert "Resuming from" in printed
     last = [list_checkpoints(tmp_path / k / "checkpoints")[-1] for k in ("whole", "killed")]
     assert last[0].name == last[1].name == "kimg-000000.640.safetensors"
     a, b = (tensors(path) for path in last)
@@ -339,13 +339,13 @@ def test_a_dead_process_takes_the_launched_run_down_and_one_goes_on(start, bench
     assert launched.returncode != 0
     assert "2 x cpu:0, precision no" in printed
     assert "train.py: process 0 of 2 lost another one, which died (" in printed
-    assert "--resume latest goes on from the last checkpoint" in printed
+    assert "--resume latest resumes from the last checkpoint" in printed
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")
     reached = float(saved[-1].stem.removeprefix("kimg-"))
     flags = ["--resume", "latest", "--total-kimg", str(round(reached + 0.064, 3))]
     status, printed = bench.run("run", *flags)
     assert status == 0, printed
-    assert f"Going on from {saved[-1]}" in printed
+    assert f"Resuming from {saved[-1]}" in printed
     assert "1 x cpu" in printed
 
 

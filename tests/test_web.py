@@ -33,8 +33,8 @@ from studio.website import write_site
 ROOT = Path(__file__).resolve().parents[1]
 # Draws the faces of some queries as the page itself does; their RGBA values as a data URL.
 DRAW = """async (queries) => {
-  const { artist, desk } = await import("./app.js");
-  const found = queries.map((query) => desk.find(query));
+  const { artist, page } = await import("./app.js");
+  const found = queries.map((query) => page.find(query));
   const lines = found.map(({ line }) => line).filter(Boolean);
   const faces = [];
   let left = queries.length;
@@ -48,7 +48,7 @@ DRAW = """async (queries) => {
     reader.onload = () => done(reader.result);
     reader.readAsDataURL(new Blob(faces));
   });
-  return { lines, url, queries: found.map(({ recipe }) => desk.query(recipe)) };
+  return { lines, url, queries: found.map(({ recipe }) => page.query(recipe)) };
 }"""
 FACE = "#face canvas"
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -150,7 +150,7 @@ def go(page: Page, query: str) -> None:
     page.evaluate(
         """async (query) => {
           history.replaceState(null, "", location.pathname + query);
-          (await import("./app.js")).desk.start();
+          (await import("./app.js")).page.start();
         }""",
         query,
     )

@@ -104,7 +104,7 @@ class AdaptiveStrength(nn.Module):
             self.register_buffer(name, torch.zeros(()))
 
     @torch.no_grad()
-    def note(self, sign: Tensor) -> None:
+    def accumulate(self, sign: Tensor) -> None:
         """Take in the mean sign of one part of a batch, a scalar."""
         self.signs += sign
         self.parts += 1

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly: networks, optimizers, counters, in one safetensors file.
+"""What a run needs to resume exactly: networks, optimizers, counters, in one safetensors file.
 
 Randomness needs no saving: data order, latents and augmentation are functions of the run's seed
 and the number of images seen. No pickle is written or read.
@@ -296,7 +296,7 @@ def _offer(path: Path) -> str:
     for older in reversed(list_checkpoints(path.parent)):
         with contextlib.suppress(OSError):
             if older.name < path.name and is_whole(older):
-                return f"go on from the one before with --resume {older}"
+                return f"resume from the one before with --resume {older}"
     return "no whole one is left before it, so start anew with another --out"
 
 

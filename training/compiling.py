@@ -77,7 +77,7 @@ class Compiler:
         """Compile no more, and say why."""
         self.on = False
         self.say(
-            f"The networks cannot be compiled here, so the run goes on without, slower: "
+            f"The networks cannot be compiled here, so the run continues without, slower: "
             f"{first_line(error)}"
         )
 

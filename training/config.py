@@ -148,7 +148,7 @@ class TrainConfig:
 
     # The run
     out: str = setting("runs/kaogan", "folder of the run")
-    resume: str = setting("", "latest, or the path of a checkpoint to go on from")
+    resume: str = setting("", "latest, or the path of a checkpoint to resume from")
     total_kimg: float = setting(
         0.0, "thousand images after which the run ends; 0: what --max-minutes has time for, "
         "without it 1000",

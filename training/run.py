@@ -62,10 +62,11 @@ from training.config import BUNDLED_FACES, ConfigError, TrainConfig
 from training.data import Batches, DataError, Faces, pack, split
 from training.forecast import forecast
 from training.heldout import HeldOut, count_held
+from training.hub.errors import PublishError
+from training.hub.publisher import Publisher
 from training.metrics import build_extractor
 from training.precision import Precision, choose_precision
 from training.projected import ProjectedDiscriminator
-from training.publish import Publisher, PublishError
 from training.schedule import MEASURED_SHARE, Schedule, make_schedule
 from training.transfer import init_from, init_heads
 
@@ -193,13 +194,13 @@ def build(config: TrainConfig) -> Run:
     if config.projected_weight:
         add_projected(run, "" if checkpoint else config.init_from)
     watch_overfitting(run, learned, held)
-    greet(run)
+    log_start(run)
     if checkpoint:
-        go_on_from(run, checkpoint)
+        resume_from(run, checkpoint)
     if accelerator.is_main_process and (said := forecast(run)):
         accelerator.print(said)
-    forget_later(run)
-    note_facts(run)
+    truncate_logs(run)
+    write_facts(run)
     return run
 
 
@@ -318,7 +319,7 @@ def prepare_folder(
     checkpoint = find_checkpoint(config.resume, folder / "checkpoints") if config.resume else None
     if not config.resume and list_checkpoints(folder / "checkpoints"):
         raise TrainingError(
-            f"{folder} already holds a run; give --resume latest to go on, or another --out"
+            f"{folder} already holds a run; give --resume latest to resume it, or another --out"
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -359,7 +360,7 @@ def keep_apart(
     return split(len(faces), held)
 
 
-def go_on_from(run: Run, checkpoint: Path) -> None:
+def resume_from(run: Run, checkpoint: Path) -> None:
     """Restore a run from its checkpoint."""
     counters, held = glance(checkpoint)
     networks = dict(run.networks)
@@ -385,15 +386,15 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
         run.precision.restore(state)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{checkpoint} holds no schedule or scales of losses to go on with: {error!s:.200}"
+            f"{checkpoint} holds no schedule or loss scales to resume with: {error!s:.200}"
         ) from error
     say = run.accelerator.print
-    say(f"Going on from {checkpoint} at {run.nimg / 1000:g} kimg.")
+    say(f"Resuming from {checkpoint} at {run.nimg / 1000:g} kimg.")
     if state.get("data", run.faces.key) != run.faces.key:
         say("The pictures changed since then, so this is not the run that it would have been.")
 
 
-def forget_later(run: Run) -> None:
+def truncate_logs(run: Run) -> None:
     """Drop what was logged after this point by a run that was killed."""
     if not run.accelerator.is_main_process:
         return
@@ -483,7 +484,7 @@ NETWORKS = {
 }
 
 
-def greet(run: Run) -> None:
+def log_start(run: Run) -> None:
     """Say what is about to happen."""
     config, say = run.config, run.accelerator.print
     if config.data == (str(BUNDLED_FACES),):
@@ -500,7 +501,7 @@ def greet(run: Run) -> None:
     )
 
 
-def note_facts(run: Run) -> None:
+def write_facts(run: Run) -> None:
     """Write down what the model card tells of this run and its settings do not."""
     if run.accelerator.is_main_process:
         device = run.accelerator.device

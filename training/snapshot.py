@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from model import latents_from_seeds, quantise
 from training.averages import lengths_text
 from training.checkpoint import save_checkpoint
-from training.publish import make_card, take_snapshot
+from training.hub.card import make_card
+from training.hub.contents import take_snapshot
 from training.run import Run, TrainingError, minutes
 
 GRID_SIDE = 8  # faces along each side of a sample grid

@@ -1,13 +1,13 @@
 // The page without a server: it starts the worker that draws, then lays out the tabs.
 
 import { Artist } from "./artist.js";
-import { Desk } from "./desk.js";
-import { Kept } from "./kept.js";
+import { PageContext } from "./context.js";
+import { Kept } from "./favourites.js";
 import { Meet } from "./meet.js";
 import { Mix } from "./mix.js";
 import { make, one } from "./parts.js";
 import { Wall } from "./wall.js";
-import { Words } from "./words.js";
+import { Words } from "./i18n.js";
 
 const words = await Words.load();
 words.write();
@@ -19,8 +19,8 @@ dark.addEventListener("change", dress);
 dress();
 
 let facts = null;
-/** @type {Desk | null} */
-export let desk = null;
+/** @type {PageContext | null} */
+export let page = null;
 
 function complain(fault) {
   one("#notice").textContent = words.say("web.fault", { fault });
@@ -60,19 +60,19 @@ function showFacts(found) {
 
 /** Lay out the tabs and show what the address names. */
 function start({ directions, ready }) {
-  desk = new Desk(facts, directions, artist, words);
-  desk.kept = new Kept(desk);
-  desk.meet = new Meet(desk);
-  desk.wall = new Wall(desk);
-  desk.mix = new Mix(desk);
-  desk.rooms = { meet: desk.meet, wall: desk.wall, mix: desk.mix, keep: desk.kept };
-  desk.wireTabs();
+  page = new PageContext(facts, directions, artist, words);
+  page.kept = new Kept(page);
+  page.meet = new Meet(page);
+  page.wall = new Wall(page);
+  page.mix = new Mix(page);
+  page.rooms = { meet: page.meet, wall: page.wall, mix: page.mix, keep: page.kept };
+  page.wireTabs();
   for (const fieldset of document.querySelectorAll("fieldset")) {
     fieldset.disabled = false;
   }
   one("#loading").hidden = true;
   document.body.dataset.backend = ready;
-  desk.start();
+  page.start();
 }
 
 const backend = new URLSearchParams(location.search).get("backend") ?? "";

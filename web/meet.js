@@ -11,9 +11,9 @@ const COLOURS = ["hair", "eyes"];
 
 /** The tab of the large face. */
 export class Meet {
-  /** @param {import("./desk.js").Desk} desk */
-  constructor(desk) {
-    this.desk = desk;
+  /** @param {import("./context.js").PageContext} page */
+  constructor(page) {
+    this.page = page;
     this.canvas = one("#face canvas");
     this.seed = one("#seed input");
     this.psi = one("#psi input");
@@ -22,7 +22,7 @@ export class Meet {
     this.pickers = new Map();
     this.waiting = []; // whoever waits for the large picture
     this.whole = true; // it is on the canvas
-    if (desk.facts.num_ws) {
+    if (page.facts.num_ws) {
       this.layOutEdits();
     }
     this.wire();
@@ -32,7 +32,7 @@ export class Meet {
 
   /** Place a slider for each direction that comes with the weights, in folding sections. */
   layOutEdits() {
-    const { directions, facts } = this.desk;
+    const { directions, facts } = this.page;
     if (!directions) {
       this.sayWhyThereAreNone(facts.directions_notice);
       return;
@@ -57,7 +57,7 @@ export class Meet {
   }
 
   sayWhyThereAreNone(notice) {
-    const lines = [this.desk.say("meet.no-directions")];
+    const lines = [this.page.say("meet.no-directions")];
     if (!notice.startsWith("These weights have no")) {
       lines.push(notice); // a fault of the file, in its own words
     }
@@ -66,7 +66,7 @@ export class Meet {
   }
 
   section(name, open, children) {
-    const title = make("summary", { textContent: this.desk.say(`meet.${name}`) });
+    const title = make("summary", { textContent: this.page.say(`meet.${name}`) });
     const body = make("div", { className: name === "colours" ? "colours" : "form" }, ...children);
     const className = name === "colours" ? "section" : "section sliders";
     one("#edits").append(make("details", { className, open }, title, body));
@@ -77,14 +77,14 @@ export class Meet {
     input.addEventListener("input", () => this.change());
     input.dataset.shown = input.value;
     this.pickers.set(part, input);
-    const name = make("span", { textContent: this.desk.say(`colour.${part}`) });
+    const name = make("span", { textContent: this.page.say(`colour.${part}`) });
     return make("label", { id: `edit-${part}` }, name, input);
   }
 
   slider({ name, low, high, step }) {
     const plainName = name.replaceAll("-", " ");
     const title = plainName[0].toUpperCase() + plainName.slice(1);
-    const words = this.desk.words.say(`direction.${name}`, {}, title);
+    const words = this.page.words.say(`direction.${name}`, {}, title);
     const { label, input } = slider({ id: `edit-${name}`, name: words, low, high, step });
     input.addEventListener("input", () => this.change());
     this.sliders.set(name, input);
@@ -92,16 +92,16 @@ export class Meet {
   }
 
   wire() {
-    const { desk } = this;
+    const { page } = this;
     for (const input of [this.seed, this.psi, this.fine]) {
       input.addEventListener("input", () => this.change());
     }
     one("#roll").addEventListener("click", () => this.roll());
     one("#undo").addEventListener("click", () => this.step(-1));
     one("#redo").addEventListener("click", () => this.step(1));
-    one("#heart").addEventListener("click", () => desk.kept.add(desk.recipe));
-    one("#like").addEventListener("click", () => desk.wall.moreLike(desk.recipe));
-    one("#to-mix").addEventListener("click", () => desk.mix.start(desk.recipe));
+    one("#heart").addEventListener("click", () => page.kept.add(page.recipe));
+    one("#like").addEventListener("click", () => page.wall.moreLike(page.recipe));
+    one("#to-mix").addEventListener("click", () => page.mix.start(page.recipe));
     one("#reset").addEventListener("click", () => this.reset());
     one("#copy").addEventListener("click", () => this.copy());
     one("#save").addEventListener("click", () => this.save());
@@ -137,22 +137,22 @@ export class Meet {
 
   /** Draw a face, whatever the controls say. */
   draw(recipe, line = "") {
-    const { desk } = this;
-    desk.recipe = recipe;
+    const { page } = this;
+    page.recipe = recipe;
     this.say(line);
-    one("#link textarea").value = window.kaogan.follow(desk.query(recipe));
-    const name = `${desk.say("seed")} ${recipe.seed}`;
-    const drawn = desk.query(recipe);
+    one("#link textarea").value = window.kaogan.follow(page.query(recipe));
+    const name = `${page.say("seed")} ${recipe.seed}`;
+    const drawn = page.query(recipe);
     this.whole = false;
-    desk.artist.face(
+    page.artist.face(
       recipe,
       (picture, colours) => {
-        this.put(picture, name, drawn, desk.recipe === recipe && !desk.facts.enlarger);
-        if (desk.recipe === recipe) {
+        this.put(picture, name, drawn, page.recipe === recipe && !page.facts.enlarger);
+        if (page.recipe === recipe) {
           this.showColours(recipe, colours);
         }
       },
-      (picture) => this.put(picture, name, drawn, desk.recipe === recipe),
+      (picture) => this.put(picture, name, drawn, page.recipe === recipe),
     );
   }
 
@@ -177,15 +177,15 @@ export class Meet {
 
   /** Show the face that the controls describe, or say what is wrong with a typed seed. */
   change() {
-    const { desk } = this;
+    const { page } = this;
     const seed = typedSeed(this.seed, SEED_MAX);
     if (seed === undefined) {
-      this.say(desk.say("fault.seed"));
+      this.say(page.say("fault.seed"));
       return;
     }
     const edits = [];
     for (const [part, input] of this.pickers) {
-      const kept = desk.recipe.edits.find(({ name }) => name === part);
+      const kept = page.recipe.edits.find(({ name }) => name === part);
       if (kept || input.value !== input.dataset.shown) {
         edits.push({ name: part, value: input.value });
       }
@@ -194,20 +194,20 @@ export class Meet {
       edits.push({ name, value: Number(input.value) });
       fill(input);
     }
-    const { recipe } = desk;
+    const { recipe } = page;
     const w = seed === recipe.seed ? recipe.w : "";
     const truncation = { psi: this.psiOf(this.psi, "psi"), fine: this.psiOf(this.fine, "fine") };
-    const changed = desk.make({ ...recipe, ...truncation, seed, w, edits });
+    const changed = page.make({ ...recipe, ...truncation, seed, w, edits });
     if (fits(changed)) {
       this.draw(changed);
     } else {
-      this.say(desk.say("fault.edits"));
+      this.say(page.say("fault.edits"));
     }
   }
 
   /** Return a slider's psi; one that stands where the face put it keeps the face's own number. */
   psiOf(input, name) {
-    const { recipe } = this.desk;
+    const { recipe } = this.page;
     const own = recipe[name] ?? recipe.psi;
     const step = Number(input.step);
     const put = Math.min(1, Math.max(0, Math.round(own / step) * step));
@@ -216,23 +216,23 @@ export class Meet {
 
   /** Show a face that nobody asked for, with the sliders as they stand where held. */
   roll() {
-    const { recipe } = this.desk;
+    const { recipe } = this.page;
     const edits = one("#hold").checked ? recipe.edits : [];
     const fine = recipe.fine ?? recipe.psi;
-    this.show(this.desk.make({ seed: dice(), psi: recipe.psi, fine, edits }));
+    this.show(this.page.make({ seed: dice(), psi: recipe.psi, fine, edits }));
   }
 
   step(by) {
     const query = window.kaogan.step(by);
     if (query) {
-      const { recipe, line } = this.desk.find(query);
+      const { recipe, line } = this.page.find(query);
       this.show(recipe, line);
     }
   }
 
   /** Show the seed's own face: no edits, no mix, no step aside. */
   reset() {
-    const { recipe } = this.desk;
+    const { recipe } = this.page;
     this.show({ ...plain(recipe, recipe.seed), w: recipe.w });
   }
 
@@ -241,20 +241,20 @@ export class Meet {
     if (!this.whole) {
       await new Promise((go) => this.waiting.push(go));
     }
-    const { facts, recipe } = this.desk;
+    const { facts, recipe } = this.page;
     const larger = this.canvas.width > facts.size ? facts.enlarger : "browser";
     const texts = { ...textsOf(recipe), revision: facts.revision };
     return toPng(this.canvas, FACE_SIZE, { ...texts, enlarger: larger });
   }
 
   async save() {
-    const name = `kaogan-${this.desk.recipe.seed}.png`;
+    const name = `kaogan-${this.page.recipe.seed}.png`;
     window.kaogan.save(name, await this.png(), "image/png");
   }
 
   /** Hand picture and address to whatever the visitor's system shares with. */
   async share() {
-    const { seed } = this.desk.recipe;
+    const { seed } = this.page.recipe;
     const url = one("#link textarea").value;
     const files = [new File([await this.png()], `kaogan-${seed}.png`, { type: "image/png" })];
     const whole = { title: `Kaogan ${seed}`, url, files };
@@ -270,25 +270,25 @@ export class Meet {
     } catch {
       document.execCommand("copy"); // a page without https has no clipboard
     }
-    one("#copy").textContent = this.desk.say("web.copied");
-    setTimeout(() => (one("#copy").textContent = this.desk.say("web.copy")), 1500);
+    one("#copy").textContent = this.page.say("web.copied");
+    setTimeout(() => (one("#copy").textContent = this.page.say("web.copy")), 1500);
   }
 
   /** Show the face whose recipe a PNG carries. */
   async openPng(file) {
-    const { desk } = this;
+    const { page } = this;
     const texts = file.size > MAX_PNG ? null : readTexts(await file.arrayBuffer());
     if (texts?.seed === undefined) {
-      this.say(desk.say("web.png"));
+      this.say(page.say("web.png"));
       return;
     }
-    const { revision: rev = desk.facts.revision, ...query } = texts;
+    const { revision: rev = page.facts.revision, ...query } = texts;
     const options = { low: -2, high: 2, source: "picture" };
-    const { recipe, line, faults } = desk.find({ ...query, rev }, options);
+    const { recipe, line, faults } = page.find({ ...query, rev }, options);
     if (faults.includes("seed")) {
-      this.say(desk.say("web.png"));
+      this.say(page.say("web.png"));
     } else {
-      desk.show(recipe, line);
+      page.show(recipe, line);
     }
   }
 }

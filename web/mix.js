@@ -36,39 +36,39 @@ export function cross(a, b, build) {
 
 /** The tab of crossings. */
 export class Mix {
-  /** @param {import("./desk.js").Desk} desk */
-  constructor(desk) {
-    this.desk = desk;
-    this.gallery = new Gallery(one("#sheet"), desk.artist);
+  /** @param {import("./context.js").PageContext} page */
+  constructor(page) {
+    this.page = page;
+    this.gallery = new Gallery(one("#sheet"), page.artist);
     this.seeds = SLOTS.map((slot) => one(`#seed-${slot} input`));
     this.a = null;
     this.b = 0;
     for (const [index, slot] of SLOTS.entries()) {
       this.seeds[index].addEventListener("input", () => this.type());
-      one(`#met-${slot}`).addEventListener("click", () => this.put(slot, desk.recipe));
+      one(`#met-${slot}`).addEventListener("click", () => this.put(slot, page.recipe));
       const kept = one(`#kept-${slot} select`);
       kept.addEventListener("change", () => {
         if (kept.value) {
-          this.put(slot, desk.find(kept.value).recipe);
+          this.put(slot, page.find(kept.value).recipe);
         }
       });
     }
     one("#mix-swap").addEventListener("click", () => this.lay(plain(this.a, this.b), this.a.seed));
-    one("#mix-roll").addEventListener("click", () => this.lay(desk.make({ seed: dice() }), dice()));
+    one("#mix-roll").addEventListener("click", () => this.lay(page.make({ seed: dice() }), dice()));
   }
 
   /** Fill the sheet when it is first seen; offer the favourites where there are any. */
   enter() {
     this.offer();
     if (this.a === null) {
-      const { a, b } = this.desk.places.mix ?? {};
-      const first = a ? this.desk.readShort(a) : this.desk.recipe;
-      this.lay(first, b ? this.desk.readShort(b).seed : dice());
+      const { a, b } = this.page.places.mix ?? {};
+      const first = a ? this.page.readShort(a) : this.page.recipe;
+      this.lay(first, b ? this.page.readShort(b).seed : dice());
     }
   }
 
   offer() {
-    const faces = this.desk.kept.faces();
+    const faces = this.page.kept.faces();
     for (const slot of SLOTS) {
       one(`#kept-${slot}`).hidden = !faces.length;
       one(`#kept-${slot} select`).replaceChildren(
@@ -80,7 +80,7 @@ export class Mix {
 
   /** Lay the sheet of two faces. */
   lay(a, b, line = "") {
-    const { desk } = this;
+    const { page } = this;
     [this.a, this.b] = [a, b];
     [a.seed, b].forEach((seed, i) => {
       if (document.activeElement !== this.seeds[i]) {
@@ -88,11 +88,11 @@ export class Mix {
       }
     });
     say(one("#mix-note"), line);
-    const recipes = cross(a, b, (parts) => desk.make(parts));
+    const recipes = cross(a, b, (parts) => page.make(parts));
     const captions = SHEET.map((groups) => this.caption(groups));
-    const first = isPlain(a) && queryOf(a) === queryOf(desk.make({ seed: a.seed }));
+    const first = isPlain(a) && queryOf(a) === queryOf(page.make({ seed: a.seed }));
     const place = new URLSearchParams({ a: first ? a.seed : queryOf(a), b }).toString();
-    const show = (index) => desk.show(recipes[index]);
+    const show = (index) => page.show(recipes[index]);
     this.gallery.hang(recipes, captions, show, place, (index, picture) => {
       const slot = { 0: "a", 8: "b" }[index];
       if (slot) {
@@ -105,19 +105,19 @@ export class Mix {
   /** Say what a place of the sheet takes from B. */
   caption(groups) {
     if (groups === null) {
-      return this.desk.say("mix.half");
+      return this.page.say("mix.half");
     }
     if (groups.length === 0 || groups.length === 3) {
       return groups.length ? "B" : "A";
     }
-    return `B ${groups.map((group) => this.desk.say(`mix.${group}`)).join(" ")}`;
+    return `B ${groups.map((group) => this.page.say(`mix.${group}`)).join(" ")}`;
   }
 
   /** Lay the sheet of typed seeds, or say what is wrong with one. */
   type() {
     const [a, b] = this.seeds.map((input) => typedSeed(input, SEED_MAX));
     if (a === undefined || b === undefined) {
-      say(one("#mix-note"), this.desk.say("fault.seed"));
+      say(one("#mix-note"), this.page.say("fault.seed"));
       return;
     }
     this.lay(a === this.a.seed ? this.a : plain(this.a, a), b);
@@ -128,13 +128,13 @@ export class Mix {
     if (slot === "a") {
       this.lay(recipe, this.b);
     } else {
-      this.lay(this.a, recipe.seed, isPlain(recipe) ? "" : this.desk.say("mix.only-seed"));
+      this.lay(this.a, recipe.seed, isPlain(recipe) ? "" : this.page.say("mix.only-seed"));
     }
   }
 
   /** Turn to this tab with a face as A. */
   start(recipe) {
     this.lay(recipe, this.a === null ? dice() : this.b);
-    this.desk.open("mix");
+    this.page.open("mix");
   }
 }

@@ -12,10 +12,10 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 /** The tab of many faces. */
 export class Wall {
-  /** @param {import("./desk.js").Desk} desk */
-  constructor(desk) {
-    this.desk = desk;
-    this.gallery = new Gallery(one("#wall"), desk.artist);
+  /** @param {import("./context.js").PageContext} page */
+  constructor(page) {
+    this.page = page;
+    this.gallery = new Gallery(one("#wall"), page.artist);
     this.inputs = Object.fromEntries(
       ["first", "psi", "fine", "radius"].map((name) => [name, one(`#wall-${name} input`)]),
     );
@@ -32,20 +32,20 @@ export class Wall {
   /** Fill the wall when it is first seen. */
   enter() {
     if (this.place === null) {
-      this.go(this.read(this.desk.places.wall ?? {}));
+      this.go(this.read(this.page.places.wall ?? {}));
     }
   }
 
   /** Read a place from an address; what cannot be used is as usual. */
   read({ first = "", wpsi, wfine, like = "", radius, best }) {
-    const usual = this.desk.facts;
+    const usual = this.page.facts;
     const number = (text, otherwise) => {
       const value = Number.parseFloat(text);
       return Number.isNaN(value) ? otherwise : value;
     };
     const psi = clamp(number(wpsi, usual.psi), 0, 1);
     if (best) {
-      this.say(this.desk.say("web.best"));
+      this.say(this.page.say("web.best"));
     }
     return {
       first: /^[0-9]{1,10}$/.test(first) ? Math.min(Number(first), SEED_MAX) : 0,
@@ -59,7 +59,7 @@ export class Wall {
   /** Write the place for the address; what is as usual is left out. */
   write() {
     const { first, psi, fine, like, radius } = this.place;
-    const { facts } = this.desk;
+    const { facts } = this.page;
     const query = new URLSearchParams({ first });
     if (psi !== facts.psi || fine !== facts.fine) {
       query.set("wpsi", numberText(psi));
@@ -82,12 +82,12 @@ export class Wall {
     const count = Math.min(FACES, SEED_MAX + 1 - first);
     const seeds = Array.from({ length: count }, (_, i) => first + i);
     if (like) {
-      const face = this.desk.readShort(like);
-      return seeds.map((seed) => this.desk.make({
+      const face = this.page.readShort(like);
+      return seeds.map((seed) => this.page.make({
         ...face, fine: face.fine ?? face.psi, vary: { seed, radius },
       }));
     }
-    return seeds.map((seed) => this.desk.make({ seed, psi, fine }));
+    return seeds.map((seed) => this.page.make({ seed, psi, fine }));
   }
 
   /** Hang another place. */
@@ -103,15 +103,15 @@ export class Wall {
       }
     }
     for (const name of ["psi", "fine"]) {
-      one(`#wall-${name}`).hidden = Boolean(place.like) || (name === "fine" && !this.desk.facts.num_ws);
+      one(`#wall-${name}`).hidden = Boolean(place.like) || (name === "fine" && !this.page.facts.num_ws);
     }
     one("#wall-radius").hidden = one("#wall-like").hidden = !place.like;
     const recipes = this.recipes();
-    const seed = place.like ? this.desk.readShort(place.like).seed : 0;
+    const seed = place.like ? this.page.readShort(place.like).seed : 0;
     one("#wall-like-note").textContent =
-      place.like ? this.desk.say("wall.like", { seed }).replaceAll("**", "") : "";
+      place.like ? this.page.say("wall.like", { seed }).replaceAll("**", "") : "";
     const captions = recipes.map((r) => String(place.like ? r.vary?.seed ?? 0 : r.seed));
-    const show = (index) => this.desk.show(recipes[index]);
+    const show = (index) => this.page.show(recipes[index]);
     this.gallery.hang(recipes, captions, show, this.write());
     window.kaogan.settle("wall", this.write());
   }
@@ -120,7 +120,7 @@ export class Wall {
   change() {
     const { inputs } = this;
     const first = typedSeed(inputs.first, SEED_MAX);
-    this.say(first === undefined ? this.desk.say("fault.seed") : "");
+    this.say(first === undefined ? this.page.say("fault.seed") : "");
     if (first !== undefined) {
       const [psi, fine, radius] = ["psi", "fine", "radius"].map((n) => Number(inputs[n].value));
       this.go({ first, psi, fine, radius });
@@ -139,6 +139,6 @@ export class Wall {
   moreLike(recipe) {
     this.place ??= this.read({});
     this.go({ first: 0, like: queryOf(recipe) });
-    this.desk.open("wall");
+    this.page.open("wall");
   }
 }

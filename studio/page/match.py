@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 
 from studio.match import match, open_upload
 from studio.morph import Stopped
+from studio.page.context import QUIET, PageContext, fault
+from studio.page.i18n import label, say
+from studio.page.morph import percent, show_bar
 from studio.pictures import PAGE_SIZE, data_url, to_image
 from studio.recipe import Recipe
-from studio.tabs.desk import QUIET, Desk, fault
-from studio.tabs.morph import percent, show_bar
-from studio.words import label, say
 
 MATCH_SECONDS = 15
 POLL_SECONDS = 0.4
@@ -28,8 +28,8 @@ POLL_SECONDS = 0.4
 class MatchTab:
     """The tab of matching."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
         gr.HTML(label("match.intro"), elem_classes="lead")
         with gr.Row(elem_id="match-stage"):
             with gr.Column(elem_id="match-left", min_width=280):
@@ -60,15 +60,17 @@ class MatchTab:
                 self.pair.postprocess = as_data
                 self.meet = gr.Button(label("match.meet"), elem_id="match-meet", visible=False)
         self.shown = [
-            desk.match_found, self.bar, self.empty, self.pair, self.meet, self.note, self.upload
+            context.match_found, self.bar, self.empty, self.pair, self.meet, self.note, self.upload
         ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the components with what they do."""
-        desk = self.desk
+        context = self.context
         self.go.click(self.find, self.upload, self.shown, **QUIET, concurrency_limit=1)
-        self.stop.click(desk.stop, None, None, **QUIET)
-        self.meet.click(self.take, desk.match_found, [desk.tabs, *desk.meet_outputs], **QUIET)
+        self.stop.click(context.stop, None, None, **QUIET)
+        self.meet.click(
+            self.take, context.match_found, [context.tabs, *context.meet_outputs], **QUIET
+        )
 
     def find(self, request: gr.Request, upload: Any) -> Iterator[tuple[Any, ...]]:
         """Look for the nearest face, show what is found so far, forget the picture."""
@@ -76,14 +78,14 @@ class MatchTab:
         if not upload:
             yield skip, "", skip, skip, skip, say(request, "match.none"), skip
             return
-        path = self.desk.take_upload(upload)
+        path = self.context.take_upload(upload)
         try:
             picture = open_upload(path)
         except (ValueError, OSError) as error:
             yield skip, "", skip, skip, skip, fault(request, error, "fault.upload"), None
             return
         finally:
-            self.desk.forget_upload(path)
+            self.context.forget_upload(path)
         yield from self.search(request, picture)
 
     def search(self, request: gr.Request, picture: Image.Image) -> Iterator[tuple[Any, ...]]:
@@ -91,9 +93,9 @@ class MatchTab:
         skip, show, hide = gr.skip(), gr.update(visible=True), gr.update(visible=False)
         square = fit_square(picture)
         reached = [0.0]
-        with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
+        with self.context.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
             looking = one.submit(
-                match, self.desk.studio, picture,
+                match, self.context.studio, picture,
                 seconds=MATCH_SECONDS, progress=partial(reached.__setitem__, 0), stop=stop,
             )  # fmt: skip
             while not looking.done():
@@ -108,7 +110,7 @@ class MatchTab:
 
     def found(self, request: gr.Request, square: Image.Image, recipe: Recipe) -> tuple[Any, ...]:
         """Return the values of `shown` for a face that was found."""
-        studio = self.desk.studio
+        studio = self.context.studio
         face = to_image(studio.enlarge(studio.draw_recipes([recipe]), PAGE_SIZE)[0])
         return (
             recipe.query(),
@@ -128,7 +130,7 @@ class MatchTab:
 
     def take(self, found: Any) -> tuple[Any, ...]:
         """Meet the found face."""
-        return self.desk.go("meet"), *self.desk.meet(self.desk.read(found))
+        return self.context.go("meet"), *self.context.meet(self.context.read(found))
 
 
 def as_data(value: tuple[Image.Image, Image.Image] | None) -> SliderData | None:

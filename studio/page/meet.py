@@ -13,6 +13,8 @@ import gradio as gr
 from studio.another import PARTS, another
 from studio.colours import shown_colours
 from studio.faces import NO_DIRECTIONS, NO_W
+from studio.page.context import HOME, LIVE, QUIET, PageContext, busy_on, dice, fault, slide
+from studio.page.i18n import label, say
 from studio.pictures import Album
 from studio.recipe import (
     DEFAULT_FINE,
@@ -23,8 +25,6 @@ from studio.recipe import (
     read_png_text,
     recipe_from_png,
 )
-from studio.tabs.desk import HOME, LIVE, QUIET, Desk, busy_on, dice, fault, slide
-from studio.words import label, say
 
 COLOURS = ("hair", "eyes")
 # Answered at once: Gradio's queue adds a second request and its own pace. The drawing thread
@@ -35,11 +35,11 @@ STEP = "(address) => window.kaogan.step({by})"
 APART = "(address) => window.kaogan.apart(address)"
 
 
-class Meet:
+class MeetTab:
     """The tab of the large face."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
         self.colours: dict[str, gr.ColorPicker] = {}
         self.sliders: dict[str, gr.Slider] = {}
         with gr.Row(elem_id="stage"):
@@ -47,12 +47,12 @@ class Meet:
                 self._lay_out_face()
             with gr.Column(elem_id="tools", min_width=300):
                 self._lay_out_tools()
-        self.shown = [desk.address, self.face, self.note]
+        self.shown = [context.address, self.face, self.note]
         pickers, sliders = self.colours.values(), self.sliders.values()
-        desk.meet_outputs = [
+        context.meet_outputs = [
             *self.shown, self.seed, self.psi, self.fine, *pickers, *sliders
         ]  # fmt: skip
-        desk.meet = self.all
+        context.meet = self.all
 
     def _lay_out_face(self) -> None:
         """Place the large face, its line, and the buttons under it."""
@@ -86,7 +86,9 @@ class Meet:
         with gr.Row(elem_id="choose"):
             self.seed = gr.Number(label=label("seed"), elem_id="seed", min_width=110)
             self.psi = variety_slider("psi", DEFAULT_PSI)
-            has_w = bool(self.desk.studio.G.num_ws)  # else faces have neither neighbours nor layers
+            has_w = bool(
+                self.context.studio.G.num_ws
+            )  # else faces have neither neighbours nor layers
             self.fine = variety_slider("fine", DEFAULT_FINE, visible=has_w)
         with gr.Row(elem_id="onward"):
             self.like = gr.Button(
@@ -115,7 +117,7 @@ class Meet:
 
     def _lay_out_directions(self) -> None:
         """Place a slider for each direction that comes with the weights, in folding sections."""
-        directions = self.desk.studio.directions
+        directions = self.context.studio.directions
         if directions is None:
             self._say_why_there_are_none()
             return
@@ -148,7 +150,7 @@ class Meet:
 
     def _say_why_there_are_none(self) -> None:
         """Tell a visitor that there are no sliders; a fault of the file in its own words."""
-        studio = self.desk.studio
+        studio = self.context.studio
         with gr.Column(elem_id="no-directions"):
             gr.Markdown(label("meet.no-directions" if studio.G.num_ws else "meet.no-w"))
             if studio.directions_notice not in (NO_DIRECTIONS, NO_W):
@@ -170,33 +172,35 @@ class Meet:
 
     def wire(self) -> None:
         """Connect the components with what they do."""
-        desk, everything = self.desk, self.desk.meet_outputs
+        context, everything = self.context, self.context.meet_outputs
         controls = [self.seed, self.psi, self.fine, *self.sliders.values()]
         gr.on(
             [control.input for control in controls],
             self.change,
-            [desk.address, *controls],
+            [context.address, *controls],
             self.shown,
             **LIVE,
             **AT_ONCE,
         )
         for part, picker in self.colours.items():
-            picker.input(self.painter(part), [desk.address, picker], self.shown, **LIVE, **AT_ONCE)
+            picker.input(
+                self.painter(part), [context.address, picker], self.shown, **LIVE, **AT_ONCE
+            )
         edits = self.colours or self.sliders
         hold = [self.hold] if edits else []
         self.roll.click(
             self.roll_one,
-            [desk.address, self.psi, self.fine, *hold],
+            [context.address, self.psi, self.fine, *hold],
             everything,
             **busy_on(self.face),
             **AT_ONCE,
         )
         if edits:
-            self.reset.click(self.reset_all, desk.address, everything, **QUIET, **AT_ONCE)
+            self.reset.click(self.reset_all, context.address, everything, **QUIET, **AT_ONCE)
         for button, by in ((self.undo, -1), (self.redo, 1)):
             button.click(
                 self.show,
-                desk.address,
+                context.address,
                 everything,
                 js=STEP.format(by=by),
                 **busy_on(self.face),
@@ -205,21 +209,21 @@ class Meet:
         for part, button in self.another.items():
             button.click(
                 self.changer(part),
-                desk.address,
+                context.address,
                 everything,
                 js=APART,
                 **busy_on(self.face),
                 **AT_ONCE,
             )
         self.restore.upload(self.open_png, self.restore, everything, **QUIET, **AT_ONCE)
-        desk.address.change(None, desk.address, self.link, js=FOLLOW, **QUIET)
+        context.address.change(None, context.address, self.link, js=FOLLOW, **QUIET)
 
     # What the events do
 
     def all(self, recipe: Recipe, line: str = "", album: Album | None = None) -> tuple[Any, ...]:
-        """Return the values of `desk.meet_outputs` for a face, by other weights with an `album`."""
+        """Return values for `context.meet_outputs`; with an `album`, by other weights."""
         edits = {edit.name: edit.value for edit in recipe.edits}
-        shown = shown_colours(self.desk.studio, recipe) if self.colours else {}
+        shown = shown_colours(self.context.studio, recipe) if self.colours else {}
         colours = (edits.get(part, shown.get(part)) for part in self.colours)
         values = (edits.get(name, 0) for name in self.sliders)
         controls = (recipe.seed, *recipe.truncation, *colours, *values)
@@ -229,14 +233,14 @@ class Meet:
         self, recipe: Recipe, line: str = "", album: Album | None = None
     ) -> tuple[str, str, str]:
         """Return address, picture and line of a face."""
-        album = album or self.desk.album
+        album = album or self.context.album
         return HOME + recipe.query(album.studio.revision), album.face(recipe), line
 
     def change(
         self, request: gr.Request, address: Any, seed: Any, psi: Any, fine: Any, *sliders: Any
     ) -> tuple[Any, ...]:
         """Show the face that the controls describe, or say what is wrong with a typed seed."""
-        recipe = self.desk.read(address)
+        recipe = self.context.read(address)
         colours = tuple(edit for edit in recipe.edits if isinstance(edit.value, str))
         try:
             if seed != recipe.seed:
@@ -259,7 +263,7 @@ class Meet:
         """Return what a part's colour picker does."""
 
         def paint(request: gr.Request, address: Any, colour: Any) -> tuple[Any, ...]:
-            recipe = self.desk.read(address)
+            recipe = self.context.read(address)
             others = tuple(edit for edit in recipe.edits if edit.name != part)
             try:
                 recipe = replace(recipe, edits=(*others, Edit(part, to_hex(colour))))
@@ -271,48 +275,48 @@ class Meet:
 
     def truncation(self, psi: Any, fine: Any) -> dict[str, float]:
         """Return what the two sliders of variety say, as a recipe's fields."""
-        fine = slide(fine, DEFAULT_FINE) if self.desk.studio.G.num_ws else None
+        fine = slide(fine, DEFAULT_FINE) if self.context.studio.G.num_ws else None
         return {"psi": slide(psi), "fine": fine}
 
     def roll_one(self, address: Any, psi: Any, fine: Any, hold: Any = False) -> tuple:
         """Show a face that nobody asked for, with the sliders as they stand where held."""
-        edits = self.desk.read(address).edits if hold else ()
+        edits = self.context.read(address).edits if hold else ()
         return self.all(Recipe(dice(), **self.truncation(psi, fine), edits=edits))
 
     def changer(self, part: str) -> Callable[[Any], tuple]:
         """Return what the button for another hair, expression or colouring does."""
 
         def change(address: Any) -> tuple:
-            desk = self.desk
-            return self.all(another(desk.studio, desk.read(address), part, dice()))
+            context = self.context
+            return self.all(another(context.studio, context.read(address), part, dice()))
 
         return change
 
     def reset_all(self, address: Any) -> tuple:
         """Show the seed's own face: no edits, no mix, no step aside."""
-        recipe = self.desk.read(address)
+        recipe = self.context.read(address)
         return self.all(replace(recipe.plain(), w=recipe.w))
 
     def show(self, request: gr.Request, address: Any) -> tuple:
         """Show the face of an address."""
-        return self.all(*self.desk.find(address, request))
+        return self.all(*self.context.find(address, request))
 
     def open_png(self, request: gr.Request, upload: Any) -> tuple[Any, ...]:
         """Show the face whose recipe a PNG carries; the file is not kept."""
-        desk = self.desk
+        context = self.context
         try:
-            path = desk.take_upload(upload)
+            path = context.take_upload(upload)
             recipe, line, album = self.read_png(path)
-            desk.forget_upload(path)
+            context.forget_upload(path)
         except (ValueError, OSError) as error:
-            recipe, line, album = None, fault(request, error, "fault.png"), desk.album
+            recipe, line, album = None, fault(request, error, "fault.png"), context.album
         if recipe is None:
             line = fault(request, ValueError(line), "fault.png")
-            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(desk.meet_outputs) - 3)
-        if album is not desk.album:
+            return gr.skip(), gr.skip(), line, *(gr.skip(),) * (len(context.meet_outputs) - 3)
+        if album is not context.album:
             query = recipe.query(album.studio.revision)
-            return self.all(*desk.find(query, request))
-        recipe, more = desk.studio.usable(recipe)
+            return self.all(*context.find(query, request))
+        recipe, more = context.studio.usable(recipe)
         if line or more:
             line = fault(request, ValueError(f"{line} {more}".strip()), "fault.address")
         return self.all(recipe, line)
@@ -322,8 +326,8 @@ class Meet:
         try:
             rev = read_png_text(path).get("revision", "")
         except RecipeError as error:
-            return None, f"{error}", self.desk.album
-        album = self.desk.album_of(rev)
+            return None, f"{error}", self.context.album
+        album = self.context.album_of(rev)
         return *recipe_from_png(path, album.studio.revision), album
 
 

@@ -9,10 +9,18 @@ from typing import Any
 
 import gradio as gr
 
+from studio.page.context import (
+    MAX_KEPT,
+    MAX_NAME,
+    QUIET,
+    PageContext,
+    busy_on,
+    faces_gallery,
+    fault,
+)
+from studio.page.i18n import label, say
 from studio.pictures import SHEET_CELL, contact_sheet, save_png
 from studio.recipe import RecipeError
-from studio.tabs.desk import MAX_KEPT, MAX_NAME, QUIET, Desk, busy_on, faces_gallery, fault
-from studio.words import label, say
 
 FORMAT = "kaogan-favourites-1"
 MAX_IMPORT = 2_000_000  # bytes
@@ -22,12 +30,12 @@ FETCH = """(file) => file &&
   setTimeout(() => document.querySelector('#sheet-file')?.click(), 100)"""
 
 
-class Keep:
+class FavouritesTab:
     """The tab of favourites."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.folder = Path(desk.folder.name) / "contact"
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
+        self.folder = Path(context.folder.name) / "contact"
         gr.HTML(label("keep.intro"), elem_classes="lead")
         self.note = gr.Markdown(elem_id="keep-note", elem_classes="line")
         self.empty = gr.HTML(label("keep.empty"), elem_id="keep-empty", elem_classes="empty")
@@ -50,12 +58,12 @@ class Keep:
             )  # fmt: skip
             self.sheet = gr.Button(label("keep.sheet"), size="sm", elem_id="contact", min_width=90)
             self.file = gr.DownloadButton(visible="hidden", elem_id="sheet-file")
-        self.shown = [self.kept, self.empty, self.panel, self.name, desk.chosen]
+        self.shown = [self.kept, self.empty, self.panel, self.name, context.chosen]
 
     def wire(self, heart: gr.Button, note: Any, tab: gr.Tab) -> None:
         """Connect the components with what they do; heart and note are Meet's."""
-        desk, keep, chosen = self.desk, self.desk.keep, self.desk.chosen
-        heart.click(self.add, [keep, desk.address], [keep, note], **QUIET)
+        context, keep, chosen = self.context, self.context.keep, self.context.chosen
+        heart.click(self.add, [keep, context.address], [keep, note], **QUIET)
         tab.select(self.hang, keep, self.shown, **busy_on(self.kept))
         self.kept.select(self.choose, keep, [self.panel, self.name, chosen], **QUIET)
         changed = [keep, *self.shown, self.note]
@@ -64,7 +72,7 @@ class Keep:
             self.name_one, [keep, chosen, self.name], changed, **QUIET,
         )  # fmt: skip
         self.delete.click(self.delete_one, [keep, chosen], changed, **QUIET)
-        self.meet.click(self.take, [keep, chosen], [desk.tabs, *desk.meet_outputs], **QUIET)
+        self.meet.click(self.take, [keep, chosen], [context.tabs, *context.meet_outputs], **QUIET)
         self.export.click(None, keep, None, js=EXPORT, **QUIET)
         self.load.upload(self.merge, [keep, self.load], changed, **QUIET)
         made = self.sheet.click(self.draw_sheet, keep, [self.file, self.note], **QUIET)
@@ -74,9 +82,9 @@ class Keep:
 
     def add(self, request: gr.Request, keep: Any, address: Any) -> tuple[Any, str]:
         """Keep the met face."""
-        faces = self.desk.favourites(keep)
-        recipe, _, album = self.desk.find(address, request)
-        query = recipe.query((album or self.desk.album).studio.revision)
+        faces = self.context.favourites(keep)
+        recipe, _, album = self.context.find(address, request)
+        query = recipe.query((album or self.context.album).studio.revision)
         if any(face["face"] == query for face in faces):
             return gr.skip(), say(request, "keep.already")
         if len(faces) >= MAX_KEPT:
@@ -85,8 +93,8 @@ class Keep:
 
     def hang(self, keep: Any) -> tuple[Any, ...]:
         """Return the values of `shown`: all favourites, none of them chosen."""
-        faces = self.desk.favourites(keep)
-        paths = self.desk.find_small([face["face"] for face in faces])
+        faces = self.context.favourites(keep)
+        paths = self.context.find_small([face["face"] for face in faces])
         names = [face["name"] for face in faces]
         return (
             gr.update(value=list(zip(paths, names, strict=True)), selected_index=None),
@@ -98,14 +106,14 @@ class Keep:
 
     def choose(self, keep: Any, picked: gr.SelectData) -> tuple[Any, ...]:
         """Show what can be done with the clicked favourite."""
-        faces = self.desk.favourites(keep)
+        faces = self.context.favourites(keep)
         if not 0 <= picked.index < len(faces):
             return gr.update(visible=False), "", -1
         return gr.update(visible=True), faces[picked.index]["name"], picked.index
 
     def name_one(self, request: gr.Request, keep: Any, chosen: Any, name: Any) -> tuple[Any, ...]:
         """Give the chosen favourite another name."""
-        faces = self.desk.favourites(keep)
+        faces = self.context.favourites(keep)
         name = " ".join(str(name or "").split())[:MAX_NAME]
         if not is_index(chosen, faces) or not name:
             return gr.skip(), *(gr.skip(),) * len(self.shown), say(request, "keep.no-name")
@@ -114,7 +122,7 @@ class Keep:
 
     def delete_one(self, request: gr.Request, keep: Any, chosen: Any) -> tuple[Any, ...]:
         """Take the chosen favourite away."""
-        faces = self.desk.favourites(keep)
+        faces = self.context.favourites(keep)
         line = ""
         if is_index(chosen, faces):
             line = say(request, "keep.deleted", name=faces.pop(int(chosen))["name"])
@@ -122,25 +130,25 @@ class Keep:
 
     def take(self, request: gr.Request, keep: Any, chosen: Any) -> tuple[Any, ...]:
         """Meet the chosen favourite."""
-        faces = self.desk.favourites(keep)
+        faces = self.context.favourites(keep)
         if not is_index(chosen, faces):
-            return gr.skip(), *(gr.skip(),) * len(self.desk.meet_outputs)
+            return gr.skip(), *(gr.skip(),) * len(self.context.meet_outputs)
         address = faces[int(chosen)]["face"]
-        return self.desk.go("meet"), *self.desk.meet(*self.desk.find(address, request))
+        return self.context.go("meet"), *self.context.meet(*self.context.find(address, request))
 
     def merge(self, request: gr.Request, keep: Any, upload: Any) -> tuple[Any, ...]:
         """Add the favourites of an exported file to those that are here."""
-        faces = self.desk.favourites(keep)
-        path = self.desk.take_upload(upload)
+        faces = self.context.favourites(keep)
+        path = self.context.take_upload(upload)
         try:
             more = read_export(path)
         except (RecipeError, OSError) as error:
             line = fault(request, error, "fault.import")
             return gr.skip(), *(gr.skip(),) * len(self.shown), line
         finally:
-            self.desk.forget_upload(path)
+            self.context.forget_upload(path)
         known = {face["face"] for face in faces}
-        new = [face for face in self.desk.favourites(more) if face["face"] not in known]
+        new = [face for face in self.context.favourites(more) if face["face"] not in known]
         room = MAX_KEPT - len(faces)
         faces += new[:room]
         line = say(request, "keep.merged", count=len(new[:room]))
@@ -148,19 +156,19 @@ class Keep:
 
     def draw_sheet(self, request: gr.Request, keep: Any) -> tuple[str | None, str]:
         """Draw all favourites on one picture, or say that there are none."""
-        faces = self.desk.favourites(keep)
+        faces = self.context.favourites(keep)
         if not faces:
             return None, say(request, "keep.nothing")
         pixels, captions = [], []
         for face in faces:
-            recipe, _, album = self.desk.find(face["face"], request)
-            studio = (album or self.desk.album).studio
+            recipe, _, album = self.context.find(face["face"], request)
+            studio = (album or self.context.album).studio
             pixels += [studio.enlarge(studio.draw_recipes([recipe]), SHEET_CELL)[0]]
             captions += [str(recipe.seed)]
         path = self.folder / os.urandom(6).hex() / "kaogan-favourites.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet = contact_sheet(pixels, captions)
-        save_png(sheet, path, {"revision": self.desk.studio.revision})
+        save_png(sheet, path, {"revision": self.context.studio.revision})
         return str(path), ""
 
 

@@ -16,10 +16,10 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 
 from studio.morph import Stopped, write_film
+from studio.page.context import LIVE, QUIET, PageContext, dice, faces_gallery, fault
+from studio.page.i18n import label, say
 from studio.pictures import refresh
 from studio.recipe import Recipe, RecipeError, parse_seeds
-from studio.tabs.desk import LIVE, QUIET, Desk, dice, faces_gallery, fault
-from studio.words import label, say
 
 MOST, FEWEST = 8, 2  # faces
 SECONDS = (0.5, 5.0, 2.0)  # a leg: shortest, longest, usual
@@ -31,9 +31,9 @@ SETTLE = "(rest) => window.kaogan.settle('morph', rest)"
 class MorphTab:
     """The tab of films."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.folder = Path(desk.folder.name) / "film"
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
+        self.folder = Path(context.folder.name) / "film"
         gr.HTML(label("morph.intro"), elem_classes="lead")
         with gr.Row(elem_id="morph-stage"):
             with gr.Column(elem_id="morph-tools", min_width=300):
@@ -41,7 +41,7 @@ class MorphTab:
                 self._lay_out_settings()
             with gr.Column(elem_id="screen", min_width=300):
                 self._lay_out_screen()
-        self.strip_shown = [desk.morph_place, self.strip, self.empty, self.note]
+        self.strip_shown = [context.morph_place, self.strip, self.empty, self.note]
 
     def _lay_out_strip(self) -> None:
         """Place the chosen faces and what adds to them."""
@@ -86,7 +86,7 @@ class MorphTab:
             self.quick = gr.Checkbox(
                 False, label=label("morph.quick"), info=label("morph.quick.info"),
                 elem_id="quick", min_width=140,
-                visible=self.desk.studio.enlarging.network is not None,
+                visible=self.context.studio.enlarging.network is not None,
             )  # fmt: skip
         with gr.Row(elem_id="film-bar"):
             self.make = gr.Button(
@@ -102,9 +102,9 @@ class MorphTab:
 
     def wire(self, to_morph: gr.Button, tab: gr.Tab) -> None:
         """Connect the components with what they do; `to_morph` is Meet's button."""
-        desk, place, shown = self.desk, self.desk.morph_place, self.strip_shown
+        context, place, shown = self.context, self.context.morph_place, self.strip_shown
         tab.select(self.enter, place, shown, **QUIET)
-        tab.select(self.offer, desk.keep, self.kept, **QUIET)
+        tab.select(self.offer, context.keep, self.kept, **QUIET)
         gr.on(
             [self.add.click, self.seeds.submit],
             self.add_seeds,
@@ -112,12 +112,12 @@ class MorphTab:
             [*shown, self.seeds],
             **QUIET,
         )
-        self.met.click(self.add_one, [place, desk.address], shown, **QUIET)
+        self.met.click(self.add_one, [place, context.address], shown, **QUIET)
         self.kept.input(self.add_one, [place, self.kept], shown, **QUIET)
         self.any.click(self.add_any, place, shown, **QUIET)
         self.clear.click(self.clear_all, None, shown, **QUIET)
         self.strip.select(self.drop, place, shown, **QUIET)
-        to_morph.click(self.start, [place, desk.address], [desk.tabs, *shown], **QUIET)
+        to_morph.click(self.start, [place, context.address], [context.tabs, *shown], **QUIET)
         film = [place, self.seconds, self.loop, self.kind, self.quick]
         self.make.click(
             self.film,
@@ -126,7 +126,7 @@ class MorphTab:
             **QUIET,
             concurrency_limit=2,
         )
-        self.stop.click(self.desk.stop, None, None, **LIVE)
+        self.stop.click(self.context.stop, None, None, **LIVE)
         place.change(None, place, None, js=SETTLE, **QUIET)
 
     # The strip
@@ -135,13 +135,13 @@ class MorphTab:
         """Read the faces of an address."""
         values = dict(parse_qsl(text[:8192])) if isinstance(text, str) else {}
         faces = [face for face in values.get("faces", "").split(";") if face]
-        return [self.desk.read_short(face) for face in faces[:MOST]]
+        return [self.context.read_short(face) for face in faces[:MOST]]
 
     def lay(self, recipes: list[Recipe], line: str = "") -> tuple[Any, ...]:
         """Return the values of `strip_shown` for chosen faces."""
         plain = [r.seed if r == Recipe(r.seed) else r.query() for r in recipes]
         text = urlencode({"faces": ";".join(map(str, plain))}, safe="?;,@:") if plain else ""
-        paths = self.desk.album.faces(recipes)
+        paths = self.context.album.faces(recipes)
         captions = [f"{n}" for n in range(1, len(recipes) + 1)]
         return (
             text,
@@ -156,7 +156,7 @@ class MorphTab:
 
     def offer(self, keep: Any) -> Any:
         """Offer the favourites where there are any."""
-        choices = [(face["name"], face["face"]) for face in self.desk.favourites(keep)]
+        choices = [(face["name"], face["face"]) for face in self.context.favourites(keep)]
         return gr.update(choices=choices, value=None, visible=bool(choices))
 
     def extend(self, request: gr.Request, text: Any, more: list[Recipe]) -> tuple[Any, ...]:
@@ -177,7 +177,7 @@ class MorphTab:
 
     def add_one(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Add the met face, or a favourite."""
-        return self.extend(request, text, [self.desk.read(address)])
+        return self.extend(request, text, [self.context.read(address)])
 
     def add_any(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
         """Add a face that nobody asked for."""
@@ -194,7 +194,7 @@ class MorphTab:
 
     def start(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Turn to this tab with the met face added."""
-        return self.desk.go("morph"), *self.add_one(request, text, address)
+        return self.context.go("morph"), *self.add_one(request, text, address)
 
     # The film
 
@@ -215,7 +215,7 @@ class MorphTab:
         kind = kind if kind in KINDS else "mp4"
         seconds = min(max(float(seconds or SECONDS[2]), SECONDS[0]), SECONDS[1])
         reached = [0.0]
-        with self.desk.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
+        with self.context.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
             making = one.submit(
                 self.write, recipes, seconds, bool(loop), kind,
                 quick=bool(quick), reached=reached, stop=stop,
@@ -252,7 +252,7 @@ class MorphTab:
             path.parent.mkdir(parents=True, exist_ok=True)
             report = partial(reached.__setitem__, 0) if reached else None
             write_film(
-                path, self.desk.studio, recipes,
+                path, self.context.studio, recipes,
                 seconds=seconds, loop=loop, quick=quick, progress=report, stop=stop,
             )  # fmt: skip
         return str(path)

@@ -2,7 +2,7 @@
 
 What stands on the page from the start is translated in the browser by Gradio's own `gr.I18n`;
 what the server says later is said in the language that the visitor's request asks for, which the
-script in studio/doorway.py keeps the same as the browser's.
+script in studio/page/link_previews.py keeps the same as the browser's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import gradio as gr
 LANGUAGES = {"en": "English", "zh-CN": "中文", "ja": "日本語"}
 COOKIE = "kaogan-language"  # set by the language buttons
 TEXTS: dict[str, dict[str, str]] = json.loads(
-    (Path(__file__).resolve().parent.parent / "assets" / "words.json").read_text(encoding="utf-8")
+    (Path(__file__).resolve().parents[2] / "assets" / "words.json").read_text(encoding="utf-8")
 )
 I18N = gr.I18n(**{lang: {k: t[lang] for k, t in TEXTS.items()} for lang in LANGUAGES})
 

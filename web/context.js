@@ -12,12 +12,12 @@ const TABS = ["meet", "wall", "mix", "morph", "match", "keep", "about"];
  */
 
 /** Shared by the tabs; `meet`, `wall`, `mix` and `kept` are set by app.js. */
-export class Desk {
+export class PageContext {
   /**
    * @param {object} facts generator.json
    * @param {{sliders: object[], parts: string[]} | null} directions
    * @param {import("./artist.js").Artist} artist
-   * @param {import("./words.js").Words} words
+   * @param {import("./i18n.js").Words} words
    */
   constructor(facts, directions, artist, words) {
     Object.assign(this, { facts, directions, artist, words });

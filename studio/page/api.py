@@ -9,20 +9,20 @@ import gradio as gr
 
 from model import SEED_MAX
 from studio.match import match, open_upload
+from studio.page.context import PageContext, api_errors
+from studio.page.mix import SHEET, cross
+from studio.page.morph import FEWEST, KINDS, MOST, SECONDS, MorphTab
 from studio.pictures import PAGE_SIZE, WALL_FACES
 from studio.recipe import Recipe, RecipeError, parse_seeds, read_number
-from studio.tabs.desk import Desk, api_errors
-from studio.tabs.mix import SHEET, cross
-from studio.tabs.morph import FEWEST, KINDS, MOST, SECONDS, MorphTab
 
 MATCH_LIMIT = (2.0, 30.0)  # seconds
 
 
-class Programs:
+class Api:
     """The endpoints; each answers with files, and a fault is one sentence."""
 
-    def __init__(self, desk: Desk, morph: MorphTab) -> None:
-        self.desk, self.morph_tab = desk, morph
+    def __init__(self, context: PageContext, morph: MorphTab) -> None:
+        self.context, self.morph_tab = context, morph
         number = {"visible": False, "precision": None}
         seed = gr.Number(42, label="seed", **number)
         psi = gr.Number(None, label="psi", **number)
@@ -65,7 +65,7 @@ class Programs:
         with api_errors():
             query = dict(parse_qsl(str(recipe or "")[:8192].lstrip("?")))
             whole = self.whole(seed, psi, query)
-            album = self.desk.album_of(query.get("rev", ""))
+            album = self.context.album_of(query.get("rev", ""))
             album.studio.check(whole)
             if size not in (own := album.studio.size, PAGE_SIZE):
                 raise RecipeError(f"size is {own} or {PAGE_SIZE}, not {size!r:.40}")
@@ -85,7 +85,7 @@ class Programs:
             first = Recipe(first_seed, psi, fine).seed
             last = min(first + WALL_FACES, SEED_MAX + 1)
             recipes = [Recipe(seed, psi, fine) for seed in range(first, last)]
-            paths = self.desk.album.faces(recipes)
+            paths = self.context.album.faces(recipes)
         return list(zip(paths, (str(recipe.seed) for recipe in recipes), strict=True))
 
     def mix(
@@ -101,7 +101,7 @@ class Programs:
         """
         with api_errors():
             recipes = cross(Recipe(seed_a, psi, fine), Recipe(seed_b).seed)
-            paths = self.desk.album.faces(recipes)
+            paths = self.context.album.faces(recipes)
         names = ["between" if g is None else "+".join(g) or "A" for g in SHEET]
         return list(zip(paths, names, strict=True))
 
@@ -145,13 +145,13 @@ class Programs:
         """
         with api_errors():
             check_between(seconds, *MATCH_LIMIT, "seconds")
-            path = self.desk.take_upload(image)
+            path = self.context.take_upload(image)
             try:
                 picture = open_upload(path)
             finally:
-                self.desk.forget_upload(path)
-            recipe = match(self.desk.studio, picture, seconds=float(seconds))
-            return self.desk.album.face(recipe), self.desk.query(recipe)
+                self.context.forget_upload(path)
+            recipe = match(self.context.studio, picture, seconds=float(seconds))
+            return self.context.album.face(recipe), self.context.query(recipe)
 
     def whole(self, seed: Any, psi: Any, query: dict[str, str]) -> Recipe:
         """Return the recipe of an API call, strictly: any unusable part raises RecipeError."""

@@ -27,10 +27,10 @@ function wellFormed(entries) {
 
 /** The tab of favourites. */
 export class Kept {
-  /** @param {import("./desk.js").Desk} desk */
-  constructor(desk) {
-    this.desk = desk;
-    this.gallery = new Gallery(one("#kept"), desk.artist);
+  /** @param {import("./context.js").PageContext} page */
+  constructor(page) {
+    this.page = page;
+    this.gallery = new Gallery(one("#kept"), page.artist);
     this.chosen = -1;
     this.name = one("#keep-name input");
     one("#keep-rename").addEventListener("click", () => this.rename());
@@ -68,21 +68,21 @@ export class Kept {
   }
 
   say(key, values) {
-    say(one("#keep-note"), key ? this.desk.say(key, values) : "");
+    say(one("#keep-note"), key ? this.page.say(key, values) : "");
   }
 
   /** Keep a face. */
   add(recipe) {
-    const { desk } = this;
+    const { page } = this;
     const faces = this.faces();
-    const face = queryOf(recipe, desk.facts.revision);
+    const face = queryOf(recipe, page.facts.revision);
     if (faces.some((other) => other.face === face)) {
-      desk.meet.say(desk.say("keep.already"));
+      page.meet.say(page.say("keep.already"));
     } else if (faces.length >= MAX_KEPT) {
-      desk.meet.say(desk.say("keep.full", { most: MAX_KEPT }));
+      page.meet.say(page.say("keep.full", { most: MAX_KEPT }));
     } else {
       this.store([...faces, { name: String(recipe.seed), face }]);
-      desk.meet.say(desk.say("keep.added"));
+      page.meet.say(page.say("keep.added"));
     }
   }
 
@@ -97,7 +97,7 @@ export class Kept {
     this.choose(-1);
     one("#keep-empty").hidden = faces.length > 0;
     one("#keep-empty").classList.toggle("hide", faces.length > 0); // as style.css knows it
-    const recipes = faces.map(({ face }) => this.desk.find(face).recipe);
+    const recipes = faces.map(({ face }) => this.page.find(face).recipe);
     const names = faces.map(({ name }) => name);
     this.gallery.hang(recipes, names, (index) => this.choose(index), String(faces.length));
   }
@@ -134,8 +134,8 @@ export class Kept {
   }
 
   meet() {
-    const { recipe, line } = this.desk.find(this.faces()[this.chosen].face);
-    this.desk.show(recipe, line);
+    const { recipe, line } = this.page.find(this.faces()[this.chosen].face);
+    this.page.show(recipe, line);
   }
 
   /** Save the favourites as a file, in the format of the other page. */
@@ -167,12 +167,12 @@ export class Kept {
 
   /** Save all favourites on one picture, or say that there are none. */
   async contact() {
-    const recipes = this.faces().map(({ face }) => this.desk.find(face).recipe);
+    const recipes = this.faces().map(({ face }) => this.page.find(face).recipe);
     if (!recipes.length) {
       this.say("keep.nothing");
       return;
     }
-    const sheet = await drawSheet(this.desk.artist, recipes);
+    const sheet = await drawSheet(this.page.artist, recipes);
     window.kaogan.save("kaogan-favourites.png", sheet, "image/png");
   }
 }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from studio.tabs.desk import HOME, Desk
-from studio.words import label
+from studio.page.context import HOME, PageContext
+from studio.page.i18n import label
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "assets" / "samples" / "psi0.7.webp"
@@ -17,14 +17,14 @@ STORY = ROOT / "docs" / "article"
 CURVES = ("losses", "dense-losses")
 
 
-class About:
+class AboutTab:
     """The tab of explanations; nothing on it changes."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, context: PageContext) -> None:
         with gr.Row(elem_id="about"):
             with gr.Column(elem_id="about-text", min_width=300):
                 gr.HTML(label("about.what"))
-                gr.Markdown(desk.studio.about(), elem_id="card")
+                gr.Markdown(context.studio.about(), elem_id="card")
                 gr.HTML(label("about.data"))
                 gr.HTML(label("about.training"))
                 gr.HTML(label("about.seeds"))

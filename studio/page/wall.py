@@ -11,10 +11,10 @@ import gradio as gr
 
 from model import SEED_MAX
 from studio.best import best_of
+from studio.page.context import LIVE, QUIET, PageContext, busy_on, dice, faces_gallery, slide
+from studio.page.i18n import label, say
 from studio.pictures import WALL_FACES
 from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Recipe, Vary, number_text
-from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, slide
-from studio.words import label, say
 
 PART = 6  # faces that are shown as soon as they are drawn
 BEST_OF = 4  # candidates for each place; the discriminator keeps one
@@ -80,11 +80,11 @@ def to_float(text: Any, otherwise: Any) -> Any:
     return number if number == number else otherwise
 
 
-class Wall:
+class WallTab:
     """The tab of many faces."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
         with gr.Row(elem_id="wall-tools", elem_classes="tools"):
             self.first = gr.Number(
                 0, label=label("wall.first"), elem_id="wall-first", min_width=100
@@ -95,7 +95,7 @@ class Wall:
             )  # fmt: skip
             self.fine = gr.Slider(
                 0, 1, DEFAULT_FINE, step=0.05, label=label("fine"), buttons=[], min_width=140,
-                elem_id="wall-fine", visible=bool(desk.studio.G.num_ws),
+                elem_id="wall-fine", visible=bool(context.studio.G.num_ws),
             )  # fmt: skip
             self.radius = gr.Slider(
                 0.05, 1, RADIUS, step=0.05, label=label("wall.radius"), buttons=[], min_width=160,
@@ -106,7 +106,7 @@ class Wall:
                 info=label("wall.best.info"),
                 elem_id="wall-best",
                 min_width=140,
-                visible=desk.studio.D is not None,
+                visible=context.studio.D is not None,
             )
             self.jump = gr.Button(label("wall.jump"), elem_id="wall-jump", size="sm", min_width=80)
         with gr.Row(elem_id="wall-like", visible=False) as self.like_row:
@@ -122,15 +122,15 @@ class Wall:
                 label("wall.more"), variant="primary", elem_id="wall-more", min_width=140
             )
         self.shown = [
-            desk.wall_place, desk.wall_faces, self.wall, self.first, self.psi, self.fine,
+            context.wall_place, context.wall_faces, self.wall, self.first, self.psi, self.fine,
             self.radius, self.best, self.like_row, self.like_note,
         ]  # fmt: skip
 
     def wire(self, like: gr.Button, tab: gr.Tab) -> None:
         """Connect the components with what they do; `like` is Meet's button."""
-        desk = self.desk
-        place, busy = desk.wall_place, busy_on(self.wall)
-        tab.select(self.enter, [place, desk.wall_faces], self.shown, **busy)
+        context = self.context
+        place, busy = context.wall_place, busy_on(self.wall)
+        tab.select(self.enter, [place, context.wall_faces], self.shown, **busy)
         knobs = [self.first, self.psi, self.fine, self.radius, self.best]
         gr.on(
             [k.input for k in knobs], self.change, [place, *knobs], [*self.shown, self.note], **LIVE
@@ -139,15 +139,17 @@ class Wall:
         self.more.click(self.turn_on, place, self.shown, **busy)
         self.jump.click(self.jump_far, place, self.shown, **busy)
         self.leave.click(self.leave_like, place, self.shown, **busy)
-        like.click(self.more_like, [desk.address, place], [desk.tabs, *self.shown], **QUIET)
-        self.wall.select(self.take, desk.wall_faces, [desk.tabs, *desk.meet_outputs], **QUIET)
+        like.click(self.more_like, [context.address, place], [context.tabs, *self.shown], **QUIET)
+        self.wall.select(
+            self.take, context.wall_faces, [context.tabs, *context.meet_outputs], **QUIET
+        )
         place.change(None, place, None, js=SETTLE, **QUIET)
 
     # What the events do
 
     def hang(self, request: gr.Request | None, place: Place) -> Iterator[tuple[Any, ...]]:
         """Yield the values of `shown` for a place, as its faces are drawn."""
-        album = self.desk.album
+        album = self.context.album
         seeds = self.seeds(place)
         recipes: list[Recipe] = []
         for start in range(0, max(1, len(seeds)), PART * place.seeds_per_face):
@@ -166,11 +168,11 @@ class Wall:
         pictures: list[tuple[str, str]],
     ) -> tuple[Any, ...]:
         """Return the values of `shown` for what is drawn of a place."""
-        has_w = bool(self.desk.studio.G.num_ws)
-        like = self.desk.read(place.like).seed if place.like else 0
+        has_w = bool(self.context.studio.G.num_ws)
+        like = self.context.read(place.like).seed if place.like else 0
         return (
             place.text(),
-            [self.desk.query(recipe) for recipe in recipes],
+            [self.context.query(recipe) for recipe in recipes],
             pictures,
             place.first,
             gr.update(value=place.psi, visible=not place.like),
@@ -189,13 +191,13 @@ class Wall:
     def recipes(self, place: Place, seeds: range) -> list[Recipe]:
         """Return the faces of some seeds of a place, of each four the best where it asks for it."""
         if place.like:
-            face = self.desk.read(place.like)
+            face = self.context.read(place.like)
             every = [replace(face, vary=Vary(seed, place.radius)) for seed in seeds]
         else:
-            fine = place.fine if self.desk.studio.G.num_ws else None
+            fine = place.fine if self.context.studio.G.num_ws else None
             every = [Recipe(seed, place.psi, fine) for seed in seeds]
-        if place.best and self.desk.studio.D is not None:
-            return best_of(self.desk.studio, every, BEST_OF)
+        if place.best and self.context.studio.D is not None:
+            return best_of(self.context.studio, every, BEST_OF)
         return every
 
     @staticmethod
@@ -256,10 +258,10 @@ class Wall:
 
     def more_like(self, request: gr.Request, address: Any, text: Any) -> Iterator[tuple[Any, ...]]:
         """Turn to the wall and hang small steps around the met face there."""
-        like = self.desk.read(address).query()
+        like = self.context.read(address).query()
         place = replace(Place.parse(text), first=0, like=like, best=False)
         for values in self.hang(request, place):
-            yield self.desk.go("wall"), *values
+            yield self.context.go("wall"), *values
 
     def leave_like(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Hang seeds again."""
@@ -268,5 +270,5 @@ class Wall:
     def take(self, faces: Any, picked: gr.SelectData) -> tuple[Any, ...]:
         """Meet the face that was clicked."""
         if not 0 <= picked.index < len(faces):  # a place that is not drawn yet
-            return (gr.skip(),) * (1 + len(self.desk.meet_outputs))
-        return self.desk.go("meet"), *self.desk.meet(self.desk.read(faces[picked.index]))
+            return (gr.skip(),) * (1 + len(self.context.meet_outputs))
+        return self.context.go("meet"), *self.context.meet(self.context.read(faces[picked.index]))

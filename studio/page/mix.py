@@ -8,9 +8,9 @@ from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
+from studio.page.context import LIVE, QUIET, PageContext, busy_on, dice, faces_gallery, fault
+from studio.page.i18n import label, say
 from studio.recipe import Between, Mix, Recipe, RecipeError, whole_seed
-from studio.tabs.desk import LIVE, QUIET, Desk, busy_on, dice, faces_gallery, fault
-from studio.words import label, say
 
 # What each place of the sheet takes from B; places opposite each other complete each other.
 SHEET: tuple[tuple[str, ...] | None, ...] = (
@@ -45,8 +45,8 @@ def write_place(a: Recipe, b: int) -> str:
 class MixTab:
     """The tab of crossings."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PageContext) -> None:
+        self.context = context
         gr.HTML(label("mix.intro"), elem_classes="lead")
         with gr.Row(elem_id="mix-stage"):
             with gr.Column(elem_id="parents", min_width=280):
@@ -64,7 +64,7 @@ class MixTab:
                 self.sheet = faces_gallery("tab.mix", "sheet", 3)
         pictures = [slot["face"] for slot in self.slots]
         seeds = [slot["seed"] for slot in self.slots]
-        self.shown = [desk.mix_place, self.sheet, *pictures, *seeds, self.note]
+        self.shown = [context.mix_place, self.sheet, *pictures, *seeds, self.note]
 
     def _lay_out_slot(self, name: str) -> dict[str, Any]:
         """Place one of the two parents."""
@@ -91,20 +91,20 @@ class MixTab:
 
     def wire(self, to_mix: gr.Button, tab: gr.Tab) -> None:
         """Connect the components with what they do; `to_mix` is Meet's button."""
-        desk, place, shown = self.desk, self.desk.mix_place, self.shown
+        context, place, shown = self.context, self.context.mix_place, self.shown
         busy = busy_on(self.sheet)
         dropdowns = [slot["kept"] for slot in self.slots]
-        tab.select(self.enter, [place, desk.address], shown, **busy)
-        tab.select(self.offer, desk.keep, dropdowns, **QUIET)
+        tab.select(self.enter, [place, context.address], shown, **busy)
+        tab.select(self.offer, context.keep, dropdowns, **QUIET)
         seeds = [slot["seed"] for slot in self.slots]
         gr.on([s.input for s in seeds], self.type_seeds, [place, *seeds], shown, **LIVE)
         for take, slot in zip((self.put_a, self.put_b), self.slots, strict=True):
-            slot["met"].click(take, [place, desk.address], shown, **busy)
+            slot["met"].click(take, [place, context.address], shown, **busy)
             slot["kept"].input(take, [place, slot["kept"]], shown, **busy)
         self.swap.click(self.swap_both, place, shown, **busy)
         self.both.click(self.roll_both, None, shown, **busy)
-        to_mix.click(self.start, [place, desk.address], [desk.tabs, *shown], **busy)
-        self.sheet.select(self.take, place, [desk.tabs, *desk.meet_outputs], **QUIET)
+        to_mix.click(self.start, [place, context.address], [context.tabs, *shown], **busy)
+        self.sheet.select(self.take, place, [context.tabs, *context.meet_outputs], **QUIET)
         place.change(None, place, None, js=SETTLE, **QUIET)
 
     # What the events do
@@ -112,16 +112,16 @@ class MixTab:
     def parse(self, text: Any) -> tuple[Recipe, int]:
         """Read the two faces of an address; what cannot be used is any face."""
         values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
-        return self.desk.read_short(values.get("a", "")), self.desk.read_short(
+        return self.context.read_short(values.get("a", "")), self.context.read_short(
             values.get("b", "")
         ).seed
 
     def lay(self, request: gr.Request | None, a: Recipe, b: int, line: str = "") -> tuple[Any, ...]:
         """Return the values of `shown` for two faces."""
         recipes = cross(a, b)
-        paths = self.desk.album.faces(recipes)
+        paths = self.context.album.faces(recipes)
         captions = [caption(request, groups) for groups in SHEET]
-        pair = self.desk.album.faces([a, recipes[-1]])
+        pair = self.context.album.faces([a, recipes[-1]])
         sheet = list(zip(paths, captions, strict=True))
         return write_place(a, b), sheet, *pair, a.seed, b, line
 
@@ -130,12 +130,12 @@ class MixTab:
         if text and "#seen" in text:
             return (gr.skip(),) * len(self.shown)
         if not text:
-            return self.lay(request, self.desk.read(address), dice())
+            return self.lay(request, self.context.read(address), dice())
         return self.lay(request, *self.parse(text))
 
     def offer(self, keep: Any) -> list[Any]:
         """Offer the favourites where there are any."""
-        choices = [(face["name"], face["face"]) for face in self.desk.favourites(keep)]
+        choices = [(face["name"], face["face"]) for face in self.context.favourites(keep)]
         return [gr.update(choices=choices, value=None, visible=bool(choices))] * 2
 
     def type_seeds(self, request: gr.Request, text: Any, a: Any, b: Any) -> tuple[Any, ...]:
@@ -151,11 +151,11 @@ class MixTab:
 
     def put_a(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Make the met face, or a favourite, the first of the two."""
-        return self.lay(request, self.desk.read(address), self.parse(text)[1])
+        return self.lay(request, self.context.read(address), self.parse(text)[1])
 
     def put_b(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Make the seed of the met face, or of a favourite, the second of the two."""
-        face = self.desk.read(address)
+        face = self.context.read(address)
         plain = face == face.plain()
         line = "" if plain else say(request, "mix.only-seed")
         return self.lay(request, self.parse(text)[0], face.seed, line)
@@ -172,12 +172,12 @@ class MixTab:
     def start(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Turn to this tab with the met face as A."""
         b = self.parse(text)[1] if text else dice()
-        return self.desk.go("mix"), *self.lay(request, self.desk.read(address), b)
+        return self.context.go("mix"), *self.lay(request, self.context.read(address), b)
 
     def take(self, text: Any, picked: gr.SelectData) -> tuple[Any, ...]:
         """Meet the face that was clicked."""
         recipe = cross(*self.parse(text))[picked.index]
-        return self.desk.go("meet"), *self.desk.meet(recipe)
+        return self.context.go("meet"), *self.context.meet(recipe)
 
 
 def caption(request: gr.Request | None, groups: tuple[str, ...] | None) -> str:

@@ -16,10 +16,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import gradio as gr
 
 from studio.faces import Studio
+from studio.page.i18n import label, language, say
 from studio.pictures import Album
 from studio.recipe import DEFAULT_PSI, NUMBERS, RULES, Recipe, RecipeError, recipe_from_query
 from studio.revisions import is_bundled
-from studio.words import label, language, say
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
 MAX_ADDRESS = 8192
@@ -39,7 +39,7 @@ QUIET = {"api_visibility": "private", "show_progress": "hidden", "preprocess": F
 LIVE = {**QUIET, "trigger_mode": "always_last"}  # a dragged slider: the last position wins
 
 
-class Desk:
+class PageContext:
     """What all tabs share.
 
     Attributes:

@@ -17,9 +17,9 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import FileResponse
 
+from studio.page.i18n import COOKIE, LANGUAGES, TEXTS, nearest
 from studio.pictures import PAGE_SIZE
 from studio.recipe import NUMBERS, RULES
-from studio.words import COOKIE, LANGUAGES, TEXTS, nearest
 
 MAX_QUERY = 8192
 PREVIEW = "/preview.png"
@@ -34,7 +34,7 @@ LANGUAGE_SCRIPT = """<script>(() => {
 })();</script>"""
 
 
-class Doorway:
+class LinkPreviews:
     """ASGI middleware that rewrites the head of the page, serves previews, leaves the rest alone.
 
     Args:

@@ -1,0 +1,7 @@
+"""What goes wrong with data."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """The data cannot be used; the sentence names the fault and the mend."""

@@ -1,0 +1,1 @@
+"""A run on the Hub: its card, the files of a commit, and their way there."""
