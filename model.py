@@ -1240,72 +1240,108 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, channels, H, W]` to the same shape."""
         return x + self.layers(x)
 
 
+def make_trunk(widths: Sequence[int]) -> nn.Sequential:
+    """Return a network from `[N, 3, S, S]` to `[N, widths[-1], S / 2**len(widths), …]`."""
+    first, *rest = widths
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, first, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(),
+        nn.Conv2d(first, first, 3, 1, 1),
+    ]
+    for narrow, wide in zip(widths, rest, strict=False):
+        layers += [nn.Conv2d(narrow, wide, 4, 2, 1), ResidualBlock(wide)]
+    return nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
+
+
 class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
     """A picture → one w for each layer of one generator, whose face is like the picture.
 
+    Two trunks see all of the picture at 64 px and its middle, eyes and mouth, at 128 px. Their last
+    maps and the picture at 16 px go through a linear map of low rank, and through a hidden layer
+    whose output is added.
+
     Args:
-        resolution, img_channels, num_ws, w_dim: the generator's.
-        widths: channels of the maps of resolution / 2, / 4, …; the last is 3 px or more wide.
-        hidden: numbers between the last map and v.
+        num_ws, w_dim: the generator's.
+        widths: channels of the maps of 32, 16, 8 and 4 px.
+        rank: of the linear map.
+        hidden: numbers of the hidden layer.
         generator: SHA-256 of the weights of the generator that it was fitted to, 64 hex digits.
     Raises:
-        ModelError: sizes that are out of range or do not fit together.
+        ModelError: sizes that are out of range.
     """
+
+    SIZE = 128  # px of the pictures it looks at, whatever their own size
+    MIDDLE = (slice(40, 104), slice(32, 96))  # rows and columns of the second view
+    COLOURS = 16  # px of the picture that the head sees itself
 
     def __init__(
         self,
-        resolution: int = 128,
-        img_channels: int = 3,
         num_ws: int = 11,
         w_dim: int = 256,
-        widths: Sequence[int] = (32, 64, 96, 160, 192),
-        hidden: int = 352,
+        widths: Sequence[int] = (16, 32, 64, 96),
+        rank: int = 384,
+        hidden: int = 128,
         generator: str = "",
     ) -> None:
         super().__init__()
-        sizes = {"num_ws": num_ws, "w_dim": w_dim, "hidden": hidden}
-        levels = len(widths) if isinstance(widths, list | tuple) else 0
-        _check_sizes(resolution, (16,) * count_levels(resolution), img_channels, 1, **sizes)
-        whole = levels and all(type(c) is int and 1 <= c <= MAX_CHANNELS for c in widths)
-        if not whole or resolution % 2**levels or (side := resolution // 2**levels) < 3:
+        for name, value in {
+            "num_ws": num_ws, "w_dim": w_dim, "rank": rank, "hidden": hidden
+        }.items():  # fmt: skip
+            if type(value) is not int or not 1 <= value <= MAX_LATENT:
+                raise ModelError(
+                    f"{name} must be a whole number from 1 to {MAX_LATENT}, not {value!r:.40}"
+                )
+        sizes = widths if isinstance(widths, list | tuple) else ()
+        if len(sizes) != 4 or not all(type(c) is int and 1 <= c <= MAX_CHANNELS for c in sizes):
             raise ModelError(
-                f"widths of an encoder are whole numbers from 1 to {MAX_CHANNELS}, one for each "
-                f"halving of {resolution} px down to 3 px or more, not {widths!r:.80}"
+                f"widths must be 4 whole numbers from 1 to {MAX_CHANNELS}, not {widths!r:.80}"
             )
         if not isinstance(generator, str) or not re.fullmatch("[0-9a-f]{64}|", generator):
             raise ModelError("generator of an encoder is a SHA-256 of 64 hex digits")
-        self.resolution, self.generator = resolution, generator
-        self.num_ws, self.w_dim = num_ws, w_dim
-        first, *rest = widths
-        layers: list[nn.Module] = [nn.Conv2d(img_channels, first, 4, 2, 1), ResidualBlock(first)]
-        for narrow, wide in zip(widths, rest, strict=False):
-            layers += [nn.BatchNorm2d(narrow), nn.ReLU(), nn.Conv2d(narrow, wide, 4, 2, 1)]
-            layers += [ResidualBlock(wide)]
-        self.trunk = nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(widths[-1] * side**2, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, num_ws * w_dim),
+        self.num_ws, self.w_dim, self.generator = num_ws, w_dim, generator
+        self.whole, self.middle = make_trunk(sizes), make_trunk(sizes)
+        features = 2 * sizes[-1] * 16 + 3 * self.COLOURS**2
+        self.register_buffer("shift", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.down = nn.Linear(features, rank, bias=False)
+        self.up = nn.Linear(rank, num_ws * w_dim)
+        self.hidden = nn.Sequential(
+            nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, num_ws * w_dim, bias=False)
         )
+        nn.init.zeros_(self.hidden[2].weight)
         self.whitening = Whitening(w_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images `[N, C, H, W]` in [-1, 1] to what the head sees, `[N, features]`."""
+        x = images.expand(-1, 3, -1, -1).clamp(-1, 1)
+        size = (self.SIZE, self.SIZE)
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
+        rows, columns = self.MIDDLE
+        views = ((self.whole, F.avg_pool2d(x, 2)), (self.middle, x[:, :, rows, columns]))
+        maps = [net(view.contiguous(memory_format=torch.channels_last)) for net, view in views]
+        maps.append(F.adaptive_avg_pool2d(x, self.COLOURS))
+        return torch.cat([m.flatten(1) for m in maps], 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to v `[N, num_ws, w_dim]`, as `Whitening` has it."""
-        maps = self.trunk(images.contiguous(memory_format=torch.channels_last))
-        return self.head(maps).unflatten(1, (self.num_ws, self.w_dim))
+        x = (self.features(images) - self.shift) / self.scale
+        return (self.up(self.down(x)) + self.hidden(x)).unflatten(1, (self.num_ws, self.w_dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to ws `[N, num_ws, w_dim]`."""

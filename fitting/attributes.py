@@ -39,6 +39,7 @@ from model import (
     ModelError,
     keep_freed_memory,
     load_network,
+    make_trunk,
 )
 from training.data import DataError, Faces, indices, pack
 from training.metrics import EfficientNetLite0, MetricsError
@@ -119,25 +120,6 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)
 
 
-class Residual(nn.Module):
-    """Two 3×3 convolutions added to their input (He et al. 2016, arXiv 1603.05027)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, channels, H, W]` to the same shape."""
-        return x + self.layers(x)
-
-
 class PixelReader(TagReader):
     """A residual network of 0.4 M parameters, learned from pixels alone.
 
@@ -152,7 +134,7 @@ class PixelReader(TagReader):
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
         head = (nn.Flatten(), nn.Dropout(0.3), nn.Linear(self.WIDTHS[-1] * self.CELLS, len(tags)))
-        self.layers = nn.Sequential(*trunk(self.WIDTHS), *head)
+        self.layers = nn.Sequential(*make_trunk(self.WIDTHS), *head)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Turn images into `[N, 3, size, size]`."""
@@ -192,7 +174,7 @@ class TwoViewReader(PixelReader):
 
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
-        self.layers, self.middle = trunk(self.WIDTHS), trunk(self.WIDTHS)
+        self.layers, self.middle = make_trunk(self.WIDTHS), make_trunk(self.WIDTHS)
         features = 2 * self.WIDTHS[-1] * self.CELLS
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, len(tags)))
 
@@ -221,20 +203,6 @@ class TwoViewReader(PixelReader):
     def tell(self, seen: Tensor) -> Tensor:
         """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""
         return self.head(seen)
-
-
-def trunk(widths: Sequence[int]) -> nn.Sequential:
-    """Return a network from `[N, 3, S, S]` to `[N, widths[-1], S / 2**len(widths), …]`."""
-    first, *rest = widths
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, first, 4, 2, 1, bias=False),
-        nn.BatchNorm2d(first),
-        nn.ReLU(),
-        nn.Conv2d(first, first, 3, 1, 1),
-    ]
-    for narrow, wide in zip(widths, rest, strict=False):
-        layers += [nn.Conv2d(narrow, wide, 4, 2, 1), Residual(wide)]
-    return nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
 
 
 class FeatureReader(TagReader):

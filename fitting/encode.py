@@ -7,19 +7,18 @@
 The same command resumes where it was stopped. It ends with OUT/encoder, which stands beside a
 generator's folder: `assets/encoder`, `runs/mine/encoder`, or `encoder/` of a Hub repository.
 
-1. For the first part of the pictures (--latents-until), the encoder sees drawn faces alone, half of
-   them with styles of several seeds, and learns their known latents.
-2. Then half of each batch are pictures of --data. What the generator draws from the encoder's
-   latents should be like the picture: in pixels at four scales, in the maps of EfficientNet-Lite1
-   and in those of the bundled tag reader. Latents of pictures are pulled towards those of seeds and
-   towards each other.
+1. The encoder starts from the bundled reader of tags and a linear map to the known latents of drawn
+   faces (--faces), half of them with styles of two seeds.
+2. Then all of it learns from drawn faces and, half of each batch, pictures of --data. What the
+   generator draws from the encoder's latents should be like the picture: in pixels at four scales,
+   in the maps of EfficientNet-Lite1 and in those of the bundled tag reader. Latents of pictures are
+   pulled towards those of seeds and towards each other.
 3. Pictures that it never saw tell how near the first answer comes.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fitting.attributes import TwoViewReader, open_reader
 from fitting.course import Course, FittingError, begin, digest_of
@@ -44,13 +44,14 @@ from model import (
     load_network,
     quantise,
 )
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, list_checkpoints
 from training.data import DataError, pack
 from training.metrics import EfficientNetLite1, MetricsError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FIRST_SEED = 7 * 2**29  # of the drawn faces; people and benchmarks start at 0
 HELD_OUT = 512  # pictures that nothing is learned from, the last ones of the data
+HEAD_SEED = 13 * 2**28  # of those that the linear map is fitted to
 TEST_SEED = 7 * 2**29 - 2**20  # of drawn faces that nothing is learned from
 SCALES = 4  # of the pixels' loss
 CHROMA = 3.0  # weight of colour against lightness; small eyes come out pale otherwise
@@ -58,7 +59,8 @@ MAPS = 0.25  # weight of EfficientNet-Lite1's maps
 TAGS = 0.1  # weight of the tag reader's maps
 PULL = 0.02  # weight of |v|² of a picture
 TOGETHER = 0.02  # weight of the squared differences between the layers of a picture
-LATENTS = 0.3  # weight of the known latents of a drawn face beside these losses
+RIDGE = 0.3  # of the linear map, in units of the variance of what it sees
+LATENTS = 0.1  # weight of the known latents of a drawn face beside these losses
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Settings:
     generator: str  # SHA-256 of its weights
     data: str  # key of the packed pictures, or ""
     kimg: float  # thousand pictures
-    latents_until: float  # share of them that are drawn faces with known latents alone
+    faces: int  # drawn for the linear map
     batch_size: int
     lr: float
     bf16: bool
@@ -92,24 +94,6 @@ def sample_latents(G: Generator, start: int, count: int) -> Tensor:
         layer = rng.randint(1, G.num_ws)
         ws[index, layer:] = ws[index + count // 2, layer:]
     return ws
-
-
-def measure_weights(G: Generator, whitening: Whitening, probes: int = 64) -> Tensor:
-    """Return how much pixels change with each number of v, `[num_ws, w_dim]`, of mean 1.
-
-    It is the root mean square of derivatives over faces, estimated along random pictures: most
-    numbers of v hardly change a face, and would only add noise to what the encoder learns from.
-    """
-    ws = sample_latents(G, TEST_SEED + 2**16, probes)
-    noise = torch.Generator().manual_seed(0)
-    squares = torch.zeros(G.num_ws, G.w_dim)
-    for part in ws.split(8):
-        v = whitening.to_v(part).requires_grad_()
-        faces = G.synthesis(whitening.to_w(v))
-        direction = torch.randn(faces.shape, generator=noise)
-        (slopes,) = torch.autograd.grad((faces * direction).sum(), v)
-        squares += slopes.square().sum(0)
-    return squares.sqrt() / squares.sqrt().mean()
 
 
 @torch.no_grad()
@@ -195,6 +179,39 @@ def pixel_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
 # Learning
 
 
+@torch.inference_mode()
+def fit_head(E: Encoder, G: Generator, faces: int, *, bf16: bool) -> None:
+    """Fit the encoder's linear map to drawn faces in closed form: ridge regression, then its SVD.
+
+    The trunks are those of the bundled reader of tags, which see hair, eyes and mouth already.
+
+    Args:
+        faces: how many are drawn.
+    """
+    reader = open_reader(ASSETS / "attributes" / "builder")
+    E.whole.load_state_dict(reader.layers.state_dict())
+    E.middle.load_state_dict(reader.middle.state_dict())
+    E.whitening.load_state_dict(Whitening.of(G).state_dict())
+    rows, latents = [], []
+    for start in tqdm(range(0, faces, 32), "drawing", unit="batch", disable=None):
+        ws = sample_latents(G, HEAD_SEED + start, 32)
+        rows.append(E.eval().features(draw(G, ws, bf16=bf16)))
+        latents.append(E.whitening.to_v(ws) * E.whitening.scales)
+    x, w = torch.cat(rows), torch.cat(latents).flatten(1)
+    E.shift.copy_(x.mean(0))
+    E.scale.copy_(x.std(0) + 1e-3)
+    x, mean = (x - E.shift) / E.scale, w.mean(0)
+    gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
+    linear = torch.linalg.solve(gram, x.T @ (w - mean))  # [features, num_ws * w_dim]
+    # The best map of lower rank for these very faces (Izenman 1975, reduced-rank regression).
+    _, vectors = torch.linalg.eigh(torch.cov((x @ linear).T))
+    basis = vectors[:, -E.up.in_features :]
+    scales = E.whitening.scales.repeat(E.num_ws)
+    E.down.weight.copy_((linear @ basis).T)
+    E.up.weight.copy_(basis / scales[:, None])
+    E.up.bias.copy_(mean / scales)
+
+
 class Encoding(Course):
     """An encoder that learns to invert a generator."""
 
@@ -203,36 +220,32 @@ class Encoding(Course):
     ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.G = settings, G
-        self.E = Encoder(
-            G.resolution, G.img_channels, G.num_ws, G.w_dim,
-            widths=choose_widths(G.resolution), generator=settings.generator,
-        )  # fmt: skip
-        self.E.whitening = Whitening.of(G)
+        self.E = Encoder(G.num_ws, G.w_dim, generator=settings.generator)
+        if not list_checkpoints(folder):
+            fit_head(self.E, G, settings.faces, bf16=settings.bf16)
         super().__init__({"E": self.E}, settings, folder, betas=(0.9, 0.99), constant=0.6)
-        self.weights = measure_weights(G, self.E.whitening)
         self.pictures = None if images is None else Pictures(images, settings.seed)
         ws = sample_latents(G, TEST_SEED, 64)
+        self.variance = ws.var(0).mean()
         self.likeness = Likeness(draw(G, ws, bf16=settings.bf16))
 
     def step(self) -> dict[str, float]:
         """Learn from one batch; return losses by name."""
         self.set_lr()
         n = self.settings.batch_size
-        drawn_only = self.seen < self.settings.latents_until * self.total
-        pictures = 0 if drawn_only or self.pictures is None else n // 2
+        pictures = n // 2 if self.pictures else 0
         ws = sample_latents(self.G, FIRST_SEED + self.seen, n - pictures)
         images = draw(self.G, ws, bf16=self.settings.bf16)
-        if pictures:
+        if self.pictures:
             images = torch.cat([images, self.pictures.batch(self.seen, pictures)])
-        v = self.E.train().encode(images)
-        missed = (v[: len(ws)] - self.E.whitening.to_v(ws)).square()
-        losses = {"latents": (self.weights * missed).mean()}
-        if not drawn_only:
-            losses |= self.compare(v, images)
-            if pictures:
-                losses |= pulls(v[-pictures:])
-        weights = {"latents": 1.0 if drawn_only else LATENTS}
-        self.descend("E_opt", sum(weights.get(k, 1.0) * loss for k, loss in losses.items()))
+        # Batch norms keep the statistics of the tag reader: batches of two kinds have none.
+        v = self.E.eval().encode(images)
+        # In w: the numbers of v that hardly vary in w hardly show in a face.
+        missed = (self.E.whitening.to_w(v[: len(ws)]) - ws).square().mean() / self.variance
+        losses = {"latents": LATENTS * missed, **self.compare(v, images)}
+        if pictures:
+            losses |= pulls(v[-pictures:])
+        self.descend("E_opt", torch.stack(list(losses.values())).sum())
         self.seen += n
         return {name: round(loss.item(), 4) for name, loss in losses.items()}
 
@@ -247,16 +260,6 @@ def pulls(v: Tensor) -> dict[str, Tensor]:
     """Return the losses that keep v `[N, num_ws, w_dim]` of pictures near those of seeds."""
     apart = v - v.mean(1, keepdim=True)
     return {"pull": PULL * v.square().mean(), "together": TOGETHER * apart.square().mean()}
-
-
-def choose_widths(resolution: int) -> tuple[int, ...]:
-    """Return the encoder's widths for a generator's resolution: down to maps of 3 to 5 px."""
-    widths = itertools.chain((32, 64, 96, 160), itertools.repeat(192))
-    levels, side = 0, resolution
-    while side % 2 == 0 and side >= 6:
-        side //= 2
-        levels += 1
-    return tuple(itertools.islice(widths, levels))
 
 
 # ------------------------------------------------------------------------------------------
@@ -285,7 +288,7 @@ def score(G: Generator, E: Encoder, held_out: np.ndarray | None) -> dict[str, fl
 
 def make_card(settings: Settings, scores: dict[str, float], parameters: int) -> str:
     """Write the card of an encoder."""
-    flags = [f"--kimg {settings.kimg:g}", f"--latents-until {settings.latents_until:g}"]
+    flags = [f"--faces {settings.faces}", f"--kimg {settings.kimg:g}"]
     flags += [f"--batch-size {settings.batch_size}", f"--lr {settings.lr:g}"]
     flags += ["--bf16"] if settings.bf16 else []
     flags += ["--data FACES"] if settings.data else []
@@ -329,11 +332,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--model", type=Path, default=ASSETS / "generator",
         help="generator's folder (default: bundled)")  # fmt: skip
     add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
-    add("--kimg", type=float, default=120.0, help="thousand pictures (default: %(default)s)")
-    add("--latents-until", type=float, default=0.3, metavar="SHARE",
-        help="of the pictures: drawn faces alone (default: %(default)s)")  # fmt: skip
+    add("--kimg", type=float, default=40.0, help="thousand pictures (default: %(default)s)")
+    add("--faces", type=int, default=8192,
+        help="drawn for the linear map (default: %(default)s)")  # fmt: skip
     add("--batch-size", type=int, default=16, help="pictures of a step (default: %(default)s)")
-    add("--lr", type=float, default=1e-3, help="step size (default: %(default)s)")
+    add("--lr", type=float, default=3e-4, help="step size (default: %(default)s)")
     add("--bf16", action="store_true", help="draw in bfloat16: twice as fast on CPUs that have it")
     add("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -351,13 +354,13 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     """Teach an encoder and store it; yield what to print."""
     if options.batch_size < 4 or options.kimg <= 0 or options.lr <= 0:
         raise FittingError("--batch-size must be at least 4, --kimg and --lr above 0")
-    if not 0 <= options.latents_until <= 1:
-        raise FittingError("--latents-until is a share from 0 to 1")
+    if options.faces < 64:
+        raise FittingError("--faces must be at least 64")
     G = open_generator(options.model)
     faces = pack(options.data, G.resolution, channels=G.img_channels) if options.data else None
     if faces is not None and len(faces) <= 2 * HELD_OUT:
         raise FittingError(f"--data must hold more than {2 * HELD_OUT} pictures")
-    names = ("kimg", "latents_until", "batch_size", "lr", "bf16", "seed")
+    names = ("faces", "kimg", "batch_size", "lr", "bf16", "seed")
     values = {name: getattr(options, name) for name in names}
     settings = Settings(digest_of(options.model), faces.key if faces else "", **values)
     begin(options.out, settings)
