@@ -1287,6 +1287,7 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
 
     SIZE = 128  # px of the pictures it looks at, whatever their own size
     MIDDLE = (slice(40, 104), slice(32, 96))  # rows and columns of the second view
+    ENDS = (3, 5, 7, 11)  # layers of a trunk that end its maps
     COLOURS = 16  # px of the picture that the head sees itself
 
     def __init__(
@@ -1326,17 +1327,30 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
         nn.init.zeros_(self.hidden[2].weight)
         self.whitening = Whitening(w_dim)
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bring images `[N, C, H, W]` to three channels and SIZE px."""
+        x, size = images.expand(-1, 3, -1, -1), (self.SIZE, self.SIZE)
+        if x.shape[2:] == size:
+            return x
+        return F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Map images `[N, C, H, W]` in [-1, 1] to the maps of both trunks, 32 to 4 px."""
+        x, maps = self.prepare(images), []
+        rows, columns = self.MIDDLE
+        for net, view in ((self.whole, F.avg_pool2d(x, 2)), (self.middle, x[:, :, rows, columns])):
+            seen = view.contiguous(memory_format=torch.channels_last)
+            for index, layer in enumerate(net):
+                seen = layer(seen)
+                if index in self.ENDS:
+                    maps.append(seen)
+        return maps
+
     def features(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to what the head sees, `[N, features]`."""
-        x = images.expand(-1, 3, -1, -1).clamp(-1, 1)
-        size = (self.SIZE, self.SIZE)
-        if x.shape[2:] != size:
-            x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
-        rows, columns = self.MIDDLE
-        views = ((self.whole, F.avg_pool2d(x, 2)), (self.middle, x[:, :, rows, columns]))
-        maps = [net(view.contiguous(memory_format=torch.channels_last)) for net, view in views]
-        maps.append(F.adaptive_avg_pool2d(x, self.COLOURS))
-        return torch.cat([m.flatten(1) for m in maps], 1)
+        maps = self.maps(images)
+        ends = [maps[3], maps[7], F.adaptive_avg_pool2d(self.prepare(images), self.COLOURS)]
+        return torch.cat([m.flatten(1) for m in ends], 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to v `[N, num_ws, w_dim]`, as `Whitening` has it."""

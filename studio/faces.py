@@ -25,12 +25,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor
 
 import model
-from model import Discriminator, KaoganModel, ModelError, fetch_file, load_generator, load_network
-from studio.directions import Directions, DirectionsError, largest_file, read_directions
+from model import Discriminator, Encoder, KaoganModel, ModelError, fetch_file, load_generator
+from studio.companions import (
+    NO_DIRECTIONS,
+    find_directions,
+    find_discriminator,
+    find_encoder,
+)
+from studio.directions import Directions
 from studio.drawing import DrawingQueue
 from studio.enlarging import Enlarging, find_enlarging
 from studio.latents import NEEDS_W, list_faults, recipe_to_ws, recipe_to_z
@@ -39,8 +44,6 @@ from studio.revisions import PATIENCE, Revisions
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 MAX_BATCH = 1024
-NO_DIRECTIONS = "These weights have no directions file, so there are no sliders by name."
-NO_W = "These weights have no w, so there are no sliders by name."
 
 
 class Studio:
@@ -57,6 +60,7 @@ class Studio:
         directions: its sliders and colours, or None.
         directions_notice: "", or a sentence that says why there are none.
         enlarging: how its faces are made larger.
+        encoder: finds the latents of pictures for it, or None.
     """
 
     def __init__(
@@ -72,8 +76,9 @@ class Studio:
         directions: Directions | None = None,
         directions_notice: str = "",
         enlarging: Enlarging | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
-        self.G, self.D = G, D
+        self.G, self.D, self.encoder = G, D, encoder
         self.enlarging = enlarging or Enlarging()
         self.source, self.revision, self.notice = source, revision, notice
         self.repo, self.directions = repo, directions
@@ -145,6 +150,7 @@ class Studio:
             directions=directions,
             directions_notice=why,
             enlarging=find_enlarging(target, commit, G, enlarger),
+            encoder=find_encoder(target, commit, G, digest),
         )
 
     @property
@@ -339,48 +345,6 @@ def find_commit(repo: str, revision: str | None) -> str:
     """Return the commit that a revision of a repository names now, or named when last reached."""
     config = fetch_file(repo, "", model.CONFIG_NAME, revision, model.MAX_CONFIG_BYTES)
     return config.parent.name  # the cache keeps a folder for each commit
-
-
-def find_directions(
-    target: str | Path, commit: str | None, G: KaoganModel, digest: str
-) -> tuple[Directions | None, str]:
-    """Return the directions beside a generator and "", or None and a sentence that says why.
-
-    Args:
-        target, commit: the generator's folder, or its repository and commit.
-        G, digest: the generator, and the SHA-256 of its weights.
-    """
-    if not G.num_ws:
-        return None, NO_W
-    if Path(target).is_dir() and not (Path(target) / model.DIRECTIONS_NAME).is_file():
-        return None, NO_DIRECTIONS
-    try:
-        path = fetch_file(target, "", model.DIRECTIONS_NAME, commit, largest_file(G))
-        return read_directions(path, G, digest), ""
-    except ModelError as error:
-        if isinstance(error.__cause__, RemoteEntryNotFoundError):  # which is no fault
-            return None, NO_DIRECTIONS
-        logging.getLogger(__name__).warning("%s", error)
-        why = "the directions file could not be fetched"
-    except DirectionsError as error:
-        logging.getLogger(__name__).warning("%s: %s", target, error)
-        why = f"{error}"
-    return None, f"There are no sliders by name: {why}."
-
-
-def find_discriminator(folder: Path, G: KaoganModel) -> Discriminator | None:
-    """Return the discriminator in the folder beside a local generator's, where one fits."""
-    beside = folder.absolute().parent / "discriminator"
-    if not folder.is_dir() or not (beside / model.CONFIG_NAME).is_file():
-        return None
-    try:
-        D = load_network(beside)
-    except ModelError as error:
-        logging.getLogger(__name__).warning("no discriminator: %s", error)
-        return None
-    shape = (G.resolution, G.img_channels)
-    fits = isinstance(D, Discriminator) and (D.resolution, D.img_channels) == shape
-    return D if fits else None
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

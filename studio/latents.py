@@ -24,7 +24,7 @@ from studio.recipe import MAX_W_TEXT, Recipe, RecipeError
 if TYPE_CHECKING:
     from studio.directions import Directions
 
-W_FORMAT = 1  # first byte of a latent's text
+BY_GROUP, BY_LAYER = 1, 2  # first byte of a latent's text
 NEEDS_W = {
     "mix": "its faces cannot be mixed",
     "edits": "its faces cannot be edited",
@@ -166,22 +166,24 @@ def find_w_fault(G: Generator, text: str) -> str:
 
 
 def encode_ws(G: Generator, ws: Tensor) -> str:
-    """Write ws `[num_ws, w_dim]` as a short text: 522 characters for w_dim 128.
+    """Write ws `[num_ws, w_dim]` as text: 1,034 or 3,786 characters for 11 layers of w_dim 256.
 
-    One latent for each layer group (the mean of its layers), relative to the average w, in 8 bits:
-    a byte 1, then for each group that the generator has a little-endian 16-bit float, the step,
-    and w_dim signed bytes, the steps; all in base64url without padding. Layers of one group that
-    differ are not kept apart, and the rest is exact to half a step: with the first bundled weights
-    that moved pixels by 0.5 of 255 levels in the mean (root mean square 1.0, a rare pixel 20).
+    A byte that names the format, then one row for each layer group (BY_GROUP, where the layers of
+    each group are alike) or for each layer (BY_LAYER); all in base64url without padding. A row is
+    relative to the average w: a little-endian 16-bit float, the step, and w_dim signed bytes, the
+    steps. Numbers are exact to half a step.
 
     Raises:
         RecipeError: ws of another shape, not finite, or too far from the average.
     """
     if ws.shape != (G.num_ws, G.w_dim) or not torch.isfinite(ws).all():
         raise RecipeError(f"a latent here has {G.num_ws}×{G.w_dim} finite numbers")
-    data = bytes([W_FORMAT])
-    for group in filled_groups(G):
-        offset = (ws[group].mean(0) - G.w_avg).double().numpy()
+    groups = filled_groups(G)
+    alike = all(torch.equal(ws[g], ws[g.start].expand_as(ws[g])) for g in groups)
+    rows = [ws[group.start] for group in groups] if alike else list(ws)
+    data = bytes([BY_GROUP if alike else BY_LAYER])
+    for row in rows:
+        offset = (row - G.w_avg).double().numpy()
         if np.abs(offset).max() > 127 * (MAX_SCALE - 1):
             raise RecipeError("this latent is too far from the average face to be written")
         step = np.float16(np.abs(offset).max() / 127)
@@ -200,21 +202,25 @@ def decode_ws(G: Generator, text: str) -> Tensor:
     Raises:
         RecipeError: damaged, or of a generator of another shape.
     """
-    groups = filled_groups(G)
-    size = 1 + len(groups) * (2 + G.w_dim)
-    if not re.fullmatch("[A-Za-z0-9_-]+", text) or len(text) != -(-size * 4 // 3):
+    if not re.fullmatch("[A-Za-z0-9_-]+", text) or len(text) % 4 == 1:
         raise RecipeError("this latent is cut off, or of another generator")
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if data[0] != W_FORMAT:
+    layers = [slice(i, i + 1) for i in range(G.num_ws)]
+    formats = {BY_GROUP: filled_groups(G), BY_LAYER: layers}
+    sizes = {key: 1 + len(parts) * (2 + G.w_dim) for key, parts in formats.items()}
+    if len(data) not in sizes.values() or len(data) != sizes.get(data[0], len(data)):
+        raise RecipeError("this latent is cut off, or of another generator")
+    if data[0] not in formats:
         raise RecipeError("this latent is written in an unknown way")
-    rows = np.frombuffer(data[1:], np.uint8).reshape(len(groups), 2 + G.w_dim)
-    steps = rows[:, :2].copy().view("<f2").astype(np.float32)  # [groups, 1]
+    parts = formats[data[0]]
+    rows = np.frombuffer(data[1:], np.uint8).reshape(len(parts), 2 + G.w_dim)
+    steps = rows[:, :2].copy().view("<f2").astype(np.float32)  # [rows, 1]
     if not ((steps >= 0) & (steps <= MAX_SCALE)).all():
         raise RecipeError("this latent is damaged")
-    offsets = torch.from_numpy(rows[:, 2:].copy().view("i1") * steps)  # [groups, w_dim]
+    offsets = torch.from_numpy(rows[:, 2:].copy().view("i1") * steps)  # [rows, w_dim]
     ws = G.w_avg.expand(G.num_ws, -1).clone()
-    for group, offset in zip(groups, offsets, strict=True):
-        ws[group] += offset
+    for part, offset in zip(parts, offsets, strict=True):
+        ws[part] += offset
     return ws
 
 

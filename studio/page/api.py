@@ -37,7 +37,7 @@ class Api:
         loop = gr.Checkbox(True, label="loop", visible=False)
         kind = gr.Textbox("mp4", label="kind", visible=False)
         image = gr.File(label="image", visible=False)
-        limit = gr.Number(15, label="seconds", **number)
+        limit = gr.Number(10, label="seconds", **number)
         picture = gr.Image(label="face", format="png", visible=False)
         faces = gr.Gallery(label="faces", format="png", visible=False)
         film = gr.File(label="film", visible=False)
@@ -134,7 +134,7 @@ class Api:
                 raise RecipeError(f"kind is {' or '.join(KINDS)}")
             return self.morph_tab.write(recipes, float(seconds), bool(loop), kind)
 
-    def match(self, image: str, seconds: float = 15) -> tuple[str, str]:
+    def match(self, image: str, seconds: float = 10) -> tuple[str, str]:
         """Find the face nearest to a picture; answer its PNG and its recipe as an address' query.
 
         The picture is deleted as soon as it is read.

@@ -81,7 +81,7 @@ class PageContext:
         """Show what the address names: the face, the tab, and the place on it."""
         query = dict(request.query_params or {})
         tab = query.get("tab", "meet")
-        rest = urlencode({k: v[:4096] for k, v in query.items() if k in PLACES.get(tab, ())})
+        rest = urlencode({k: v[:MAX_ADDRESS] for k, v in query.items() if k in PLACES.get(tab, ())})
         places = (rest if name == tab else "" for name in PLACES)
         met = self.meet(*self.find(query, request))
         return self.go(tab if tab in self.names else "meet"), *places, *met

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import queue
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from gradio.components.imageslider import SliderData
 from gradio.data_classes import ImageData
 from PIL import Image, ImageOps
 
-from studio.match import match, open_upload
+from studio.match import SECONDS, match, open_upload
 from studio.morph import Stopped
 from studio.page.context import QUIET, PageContext, fault
 from studio.page.i18n import label, say
@@ -21,8 +22,8 @@ from studio.page.morph import percent, show_bar
 from studio.pictures import PAGE_SIZE, data_url, to_image
 from studio.recipe import Recipe
 
-MATCH_SECONDS = 15
-POLL_SECONDS = 0.4
+SLOW_SECONDS = 30.0  # without an encoder
+POLL_SECONDS = 0.2
 
 
 class MatchTab:
@@ -89,37 +90,45 @@ class MatchTab:
         yield from self.search(request, picture)
 
     def search(self, request: gr.Request, picture: Image.Image) -> Iterator[tuple[Any, ...]]:
-        """Yield what to show while a face is looked for, and at the end."""
+        """Yield what to show while a face is looked for, after the first answer, and at the end."""
         skip, show, hide = gr.skip(), gr.update(visible=True), gr.update(visible=False)
         square = fit_square(picture)
-        reached = [0.0]
+        studio = self.context.studio
+        reached, first = [0.0], queue.SimpleQueue()
+        slow = "" if studio.encoder else say(request, "match.slow")
         with self.context.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
             looking = one.submit(
-                match, self.context.studio, picture,
-                seconds=MATCH_SECONDS, progress=partial(reached.__setitem__, 0), stop=stop,
+                match, studio, picture,
+                seconds=SECONDS if studio.encoder else SLOW_SECONDS,
+                progress=partial(reached.__setitem__, 0), found=first.put, stop=stop,
             )  # fmt: skip
+            yield skip, searching_bar(request, 0.0), show, hide, hide, slow, skip
             while not looking.done():
-                yield skip, searching_bar(request, reached[0]), show, hide, hide, "", skip
-                time.sleep(POLL_SECONDS)
+                with suppress(queue.Empty):
+                    recipe = first.get(timeout=POLL_SECONDS)
+                    yield self.found(request, square, recipe, "match.first")
+                yield skip, searching_bar(request, reached[0]), *[skip] * 5
         try:
-            yield self.found(request, square, looking.result())
+            yield self.found(request, square, looking.result(), "match.done")
         except Stopped:
             yield skip, "", show, hide, hide, say(request, "morph.stopped"), None
         except (ValueError, OSError) as error:
             yield skip, "", skip, skip, skip, fault(request, error, "fault.match"), None
 
-    def found(self, request: gr.Request, square: Image.Image, recipe: Recipe) -> tuple[Any, ...]:
-        """Return the values of `shown` for a face that was found."""
+    def found(
+        self, request: gr.Request, square: Image.Image, recipe: Recipe, line: str
+    ) -> tuple[Any, ...]:
+        """Return the values of `shown` for a found face, and a line in words."""
         studio = self.context.studio
         face = to_image(studio.enlarge(studio.draw_recipes([recipe]), PAGE_SIZE)[0])
         return (
             recipe.query(),
-            "",
+            "" if line == "match.done" else gr.skip(),
             gr.update(visible=False),
             self.side_by_side(square, face),
             gr.update(visible=True),
-            say(request, "match.done"),
-            None,
+            say(request, line),
+            None if line == "match.done" else gr.skip(),
         )
 
     @staticmethod

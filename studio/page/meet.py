@@ -12,7 +12,7 @@ import gradio as gr
 
 from studio.another import PARTS, another
 from studio.colours import shown_colours
-from studio.faces import NO_DIRECTIONS, NO_W
+from studio.companions import NO_DIRECTIONS, NO_W
 from studio.page.context import HOME, LIVE, QUIET, PageContext, busy_on, dice, fault, slide
 from studio.page.i18n import label, say
 from studio.pictures import Album

@@ -8,7 +8,16 @@ from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
-from studio.page.context import LIVE, QUIET, PageContext, busy_on, dice, faces_gallery, fault
+from studio.page.context import (
+    LIVE,
+    MAX_ADDRESS,
+    QUIET,
+    PageContext,
+    busy_on,
+    dice,
+    faces_gallery,
+    fault,
+)
 from studio.page.i18n import label, say
 from studio.recipe import Between, Mix, Recipe, RecipeError, whole_seed
 
@@ -111,7 +120,7 @@ class MixTab:
 
     def parse(self, text: Any) -> tuple[Recipe, int]:
         """Read the two faces of an address; what cannot be used is any face."""
-        values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
+        values = dict(parse_qsl(text[:MAX_ADDRESS])) if isinstance(text, str) else {}
         return self.context.read_short(values.get("a", "")), self.context.read_short(
             values.get("b", "")
         ).seed

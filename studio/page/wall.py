@@ -11,7 +11,16 @@ import gradio as gr
 
 from model import SEED_MAX
 from studio.best import best_of
-from studio.page.context import LIVE, QUIET, PageContext, busy_on, dice, faces_gallery, slide
+from studio.page.context import (
+    LIVE,
+    MAX_ADDRESS,
+    QUIET,
+    PageContext,
+    busy_on,
+    dice,
+    faces_gallery,
+    slide,
+)
 from studio.page.i18n import label, say
 from studio.pictures import WALL_FACES
 from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Recipe, Vary, number_text
@@ -57,7 +66,7 @@ class Place:
     @classmethod
     def parse(cls, text: Any) -> Place:
         """Read a place from an address; what cannot be used is as usual."""
-        values = dict(parse_qsl(text[:4096])) if isinstance(text, str) else {}
+        values = dict(parse_qsl(text[:MAX_ADDRESS])) if isinstance(text, str) else {}
         first = values.get("first", "")
         psi = to_float(values.get("wpsi"), None)
         fine = to_float(values.get("wfine"), psi)  # a wall of before had psi alone
