@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from huggingface_hub import metadata_load
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from model import SEED_MAX, DenseGenerator, Enlarger, Generator, latents_from_seeds
+from model import SEED_MAX, DenseGenerator, Enlarger, Generator, count_levels, latents_from_seeds
+from studio.another import PARTS, another
 from studio.faces import Studio
-from studio.latents import encode_ws
-from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png
+from studio.latents import encode_ws, find_layers, seed_to_ws, truncate
+from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png, recipe_from_query
 from studio.website import write_site
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +57,8 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 RUNTIME, AXE = (
     re.search(rf"^{name} = (.+)$", MAKEFILE, re.MULTILINE)[1] for name in ("ORT", "AXE")
 )
-KINDS = ("psi", "fine", "mix", "sliders", "colours", "vary", "between", "w", "all")
+KINDS = ("psi", "fine", "mix", "sliders", "colours", "vary", "between", "w", "all", "steps")
+LAYERS = ("coarse", "middle", "fine", "4", "8", "16", "32", "64", "128")
 COUNT = 64  # recipes of each kind
 expect.set_options(timeout=60_000)
 
@@ -173,6 +176,17 @@ def draw_edits(rng: np.random.RandomState, names: tuple[str, ...]) -> tuple[Edit
     return tuple(Edit(name, round(rng.uniform(-2, 2.5), 2)) for name in chosen)
 
 
+def draw_steps(rng: np.random.RandomState) -> tuple[Vary, ...]:
+    """Return one to four variations, each in some layers."""
+    places = rng.choice(LAYERS, rng.randint(1, 5), replace=False)
+    radii = rng.uniform(0.2, 2, len(places)).round(3)
+    seeds = rng.randint(0, 2**32, len(places), np.uint64)
+    return tuple(
+        Vary(int(seed), float(radius), str(layers))
+        for seed, radius, layers in zip(seeds, radii, places, strict=True)
+    )
+
+
 def make_recipe(kind: str, rng: np.random.RandomState, studio: Studio) -> Recipe:
     """Return a recipe of which one part is drawn at random, or all are."""
     seed, *others = (int(n) for n in rng.randint(0, 2**32, 6, np.uint64))
@@ -186,6 +200,7 @@ def make_recipe(kind: str, rng: np.random.RandomState, studio: Studio) -> Recipe
         "vary": {"vary": Vary(others[3], round(rng.uniform(0, 2), 3))},
         "between": {"between": Between(others[4], round(rng.rand(), 3))},
         "w": {"w": encode_ws(studio.G, studio.ws([Recipe(others[0], 1.0)])[0]), "psi": 1.0},
+        "steps": {"steps": draw_steps(rng)},
     }
     if kind != "all":
         return Recipe(seed, **parts[kind])
@@ -226,14 +241,173 @@ def test_every_part_of_a_recipe_gives_the_face_of_torch(
     rng = np.random.RandomState(KINDS.index(kind))
     recipes = [make_recipe(kind, rng, studio) for _ in range(COUNT)]
     queries = [recipe.query(studio.revision) for recipe in recipes]
-    found = open_face.evaluate(DRAW, queries)
-    assert found["lines"] == []  # nothing was left out
-    assert found["queries"] == queries  # the address is the same on both pages
-    rgba = np.frombuffer(base64.b64decode(found["url"].partition(",")[2]), np.uint8)
-    faces = rgba.reshape(COUNT, studio.size, studio.size, 4)[..., :3]
+    faces = draw_queries(open_face, studio, queries)
     expected = studio.draw_recipes(recipes)
     assert worst(faces, expected) <= 1
     assert expected.std(0).mean() > 4  # they are different faces
+
+
+def draw_queries(page: Page, studio: Studio, queries: list[str]) -> np.ndarray:
+    """Draw addresses of which nothing may be left out, as the page does; uint8 `[N, H, W, 3]`."""
+    found = page.evaluate(DRAW, queries)
+    assert found["lines"] == []
+    assert found["queries"] == queries  # the address is the same on both pages
+    rgba = np.frombuffer(base64.b64decode(found["url"].partition(",")[2]), np.uint8)
+    return rgba.reshape(len(queries), studio.size, studio.size, 4)[..., :3]
+
+
+def encode_layers(offsets: np.ndarray, first: int = 2) -> tuple[str, np.ndarray]:
+    """Write a latent for each layer, offsets from the average one `[num_ws, w_dim]`.
+
+    Returns:
+        the text, and the offsets that it holds.
+    """
+    steps = (np.abs(offsets).max(1, keepdims=True) / 127).astype("<f2")
+    whole = np.rint(offsets / steps.astype(float)).clip(-127, 127).astype("i1")
+    rows = [step.tobytes() + row.tobytes() for step, row in zip(steps, whole, strict=True)]
+    data = bytes([first]) + b"".join(rows)
+    return base64.urlsafe_b64encode(data).decode().rstrip("="), whole * steps.astype(np.float32)
+
+
+def test_a_latent_for_each_layer(open_face: Page, studio: Studio) -> None:
+    G = studio.G
+    queries, expected = [], []
+    for number in range(8):
+        seeds = range(100 * number, 100 * number + G.num_ws)  # each layer from another seed
+        ws = torch.stack([seed_to_ws(G, seed)[layer] for layer, seed in enumerate(seeds)])
+        text, offsets = encode_layers((ws - G.w_avg).double().numpy())
+        psi, fine = (1.0, None) if number % 2 else (0.7, 0.4)
+        queries.append(Recipe(number, psi, fine, w=text).query(studio.revision))
+        expected.append(truncate(G, G.w_avg + torch.from_numpy(offsets), psi, fine))
+    faces = draw_queries(open_face, studio, queries)
+    assert worst(faces, studio.draw_ws(torch.stack(expected))) <= 1
+    assert faces.std(0).mean() > 4
+
+
+def test_latents_that_cannot_be_read(open_face: Page, studio: Studio) -> None:
+    shape = (studio.G.num_ws, studio.G.w_dim)
+    damaged = np.ones(shape)
+    damaged[3] = 3000.0  # a step that no latent needs
+    one, every = encode_ws(studio.G, torch.zeros(shape)), encode_layers(np.ones(shape))[0]
+    cut, unknown = "is cut off, or of another generator", "is written in an unknown way"
+    for text, fault in (
+        (encode_layers(damaged)[0], "is damaged"),
+        (encode_layers(np.ones(shape), first=3)[0], unknown),
+        (every[:-1], cut),
+        (every[: len(one)], cut),
+        ("AQ" + every[2:], cut),  # the first way, at the second's length
+        ("A" * 4096, cut),
+    ):
+        line = find(open_face, f"?seed=1&w={text}")["line"]
+        assert line == f"This latent {fault}."
+    line = find(open_face, f"?seed=1&w={'A' * 4097}")["line"]
+    assert line == "The w in this address cannot all be used (a latent is written in base64)."
+
+
+def find(page: Page, query: str) -> dict[str, str]:
+    """Return the address of the face that a page finds in a query, and the line about it."""
+    script = """async (query) => {
+      const { page } = await import("./app.js");
+      const { recipe, line } = page.find(query);
+      return { query: page.query(recipe), line };
+    }"""
+    return page.evaluate(script, query)
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        "5:0.3@fine", "5:0.3@8", "5:0.3,8:1@fine,9:1@16", "9:1@16,9:1@8,9:1@128,9:1@4",
+        "7:1@32,7:1@fine,7:1,7:1@middle,7:1@coarse", " 5:1@8 , 6:1@4 ", "5:1@8,6:2@8,5:1,6:2",
+        "5:0@fine,8:1@fine", "8:1@fine,5:0@fine", "8:1,5:0", "5:0.30000000000000004@8",
+        "5:1e-05@8", "5:.5@8", "5:-0@8", "4294967295:2@coarse", "5:0.3@", "5:0.3@@8", "5:0.3@8@8",
+        "5:0.3@thin", "5:0.3@Fine", "5:0.3@08", "5:0.3@0", "5:0.3@10000", "5:0.3@512", "5:1@3",
+        "5@fine", "@fine", "@", ":1@8", "5:@8", "5:2.1@8", "5:-1@8", "5:nan@8", "5:0.3@8:1",
+        "4294967296:1@8", "-1:1@8", "5:1@8,", ",5:1@8", "5:1@8;6:1@4", "5:1@toString",
+        ",".join(f"{i}:1@{2 ** (i % 9 + 2)}" for i in range(16)),
+        ",".join(f"{i}:1@{2 ** (i % 9 + 2)}" for i in range(17)),
+        ",".join(["5:1@8"] * 16 + ["6:1@8"]),
+        ",".join([f"5:{'1' * 0}0.{'3' * 37}@coarse"] * 16), "5:1@8" + " " * 1020,
+        "5:1@" + "8" * 1020, "5:1@8" + " " * 1019,
+    ],
+)  # fmt: skip
+def test_variations_are_read_as_on_the_other_page(
+    open_face: Page, studio: Studio, vary: str
+) -> None:
+    query = {"seed": "3", "vary": vary, "rev": studio.revision}
+    read, line = recipe_from_query(query, 0, studio.revision)
+    recipe, more = studio.usable(read)
+    lines = " ".join(filter(None, [line, more]))
+    found = find(open_face, "?" + urlencode(query))
+    assert found == {"query": recipe.query(studio.revision), "line": lines}
+
+
+@pytest.mark.parametrize(
+    ("resolution", "patch"), [(4, 1), (6, 1), (8, 1), (48, 1), (64, 1), (128, 2), (96, 2), (128, 4)]
+)
+def test_layers_are_those_of_the_generator(open_face: Page, resolution: int, patch: int) -> None:
+    levels = count_levels(resolution // patch)
+    G = Generator(resolution, (4,) * levels, z_dim=4, w_dim=4, patch=patch)
+    groups = {name: [layers.start, layers.stop] for name, layers in G.layer_groups.items()}
+    shape = {"size": resolution, "num_ws": G.num_ws, "groups": groups}
+    names = [*LAYERS, *(str(n) for n in range(200)), "256", "", "08", "constructor"]
+    script = """async ([shape, names]) => {
+      const { findLayers } = await import("./layers.js");
+      return names.map((name) => findLayers(shape, name));
+    }"""
+    found = open_face.evaluate(script, [shape, names])
+    expected = [find_layers(G, name) for name in names]
+    assert found == [[layers.start, layers.stop] for layers in expected]
+
+
+@pytest.mark.parametrize("sliders", [True, False])
+def test_another_part_is_that_of_the_other_page(
+    open_face: Page, studio: Studio, sliders: bool
+) -> None:
+    likes = SimpleNamespace(G=studio.G, directions=studio.directions if sliders else None)
+    liked = Recipe(
+        3, 0.6, 0.8, mix=(Mix(7, "middle"), Mix(8, "fine")),
+        edits=(Edit("long-hair", 1.0), Edit("smile", -1.3), Edit("hair", "#3fa34d")),
+        vary=Vary(5, 0.3), steps=(Vary(6, 1.0, "8"), Vary(9, 0.5, "fine")), between=Between(9, 0.2),
+    )  # fmt: skip
+    script = """async ([query, parts, seeds, sliders]) => {
+      const { page } = await import("./app.js");
+      const { another } = await import("./another.js");
+      const { recipe } = page.find(query);
+      const shown = sliders ? page.directions.sliders : [];
+      const draw = (part, seed) =>
+        page.query(page.make({ ...recipe, ...another(page.facts, shown, recipe, part, seed) }));
+      return parts.flatMap((part) => seeds.map((seed) => draw(part, seed)));
+    }"""
+    seeds = [*range(50), SEED_MAX]
+    query = liked.query(studio.revision)
+    found = open_face.evaluate(script, [query, list(PARTS), seeds, sliders])
+    faces = [another(likes, liked, part, seed) for part in PARTS for seed in seeds]
+    assert found == [face.query(studio.revision) for face in faces]
+
+
+def test_buttons_for_another_part(open_face: Page, studio: Studio) -> None:
+    page = open_face
+    go(page, "?seed=3&psi=0.6&mix=7@middle")
+    face = Recipe(3, 0.6, mix=(Mix(7, "middle"),))
+    wait_for(page, face, studio)
+    steps = ["none"]
+    for _ in range(2):  # a second one takes the place of the first, and is a face of its own
+        page.click("#another-hair")
+        page.wait_for_url(lambda url: "@8" in url and steps[-1] not in url)
+        steps.append(shown(page)["vary"])
+    face = replace(face, steps=(Vary.parse(steps[2]),))
+    assert face.steps[0].layers == "8"
+    wait_for(page, face, studio)
+    assert worst(read(page, FACE), large(studio, face)) <= 2
+    page.click("#undo")
+    wait_for(page, replace(face, steps=(Vary.parse(steps[1]),)), studio)
+    page.click("#another-colouring")
+    page.wait_for_url(lambda url: "@fine" in url)
+    page.click("#another-expression")
+    page.wait_for_url(lambda url: "edit=smile:" in url)
+    assert float(page.locator("#edit-smile input").input_value()) != 0
+    expect(page.locator("#another-hair")).to_have_text("Another hair")
 
 
 def test_large_face_and_address(site: str, page: Page, studio: Studio) -> None:
