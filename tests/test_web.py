@@ -31,6 +31,7 @@ from studio.faces import Studio
 from studio.latents import encode_ws, find_layers, seed_to_ws, truncate
 from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png, recipe_from_query
 from studio.website import write_site
+from tests.browser import WEBGPU_FLAGS, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 # Draws the faces of some queries as the page itself does; their RGBA values as a data URL.
@@ -625,17 +626,22 @@ def test_missing_and_broken_files(
     context.close()
 
 
+def before_worker(page: Page, script: str) -> None:
+    """Let workers of a page run a script before their own."""
+    page.add_init_script(f"""
+      const Own = Worker;
+      window.Worker = class extends Own {{
+        constructor(url, options) {{
+          const text = `${{{json.dumps(script)}}} await import("${{url}}");`;
+          super(URL.createObjectURL(new Blob([text], {{ type: "text/javascript" }})), options);
+        }}
+      }};""")
+
+
 def test_a_browser_without_simd(site: str, browser: Browser) -> None:
     context = browser.new_context(service_workers="block", locale="en")
     page = context.new_page()
-    page.add_init_script("""
-      const Own = Worker;
-      window.Worker = class extends Own {
-        constructor(url, options) {
-          const text = `WebAssembly.validate = () => false; await import("${url}");`;
-          super(URL.createObjectURL(new Blob([text], { type: "text/javascript" })), options);
-        }
-      };""")
+    before_worker(page, "WebAssembly.validate = () => false;")
     page.goto(site)
     expect(page.locator("#notice")).to_contain_text("no WebAssembly with SIMD; a newer one has it")
     context.close()
@@ -654,6 +660,67 @@ def test_it_works_offline_and_with_threads(site: str, browser: Browser, studio: 
     assert page.evaluate("crossOriginIsolated")  # by the worker's headers, so there are threads
     assert worst(read(page, FACE), large(studio, Recipe(2, 0.7))) <= 2
     context.close()
+
+
+@pytest.fixture(scope="module")
+def webgpu(browser: Browser, site: str) -> Iterator[tuple[BrowserContext, bool]]:
+    """Start a browser with WebGPU; return a profile, and whether there is an adapter in it."""
+    with launch(browser.browser_type, flags=WEBGPU_FLAGS) as other:
+        context = other.new_context(service_workers="block", locale="en")
+        page = context.new_page()
+        page.goto(f"{site}words.json")
+        adapter = page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)")
+        page.close()
+        yield context, bool(adapter)
+
+
+@pytest.mark.parametrize("backend", ["webgpu", "wasm", ""])
+def test_webgpu_draws_the_faces_of_torch(
+    webgpu: tuple[BrowserContext, bool], site: str, studio: Studio, backend: str
+) -> None:
+    context, adapter = webgpu
+    page = context.new_page()
+    page.goto(f"{site}?seed=1&backend={backend}")
+    wait_for(page, Recipe(1), studio)
+    # Unasked, a CPU that computes WebGPU is not used: it does WebAssembly faster.
+    by = "webgpu" if adapter and backend == "webgpu" else "wasm"
+    expect(page.locator("body")).to_have_attribute("data-backend", by)
+    rng = np.random.RandomState(7)
+    recipes = [make_recipe(kind, rng, studio) for kind in ("fine", "all", "steps")]
+    faces = draw_queries(page, studio, [recipe.query(studio.revision) for recipe in recipes])
+    assert worst(faces, studio.draw_recipes(recipes)) <= 1
+    assert worst(read(page, FACE), large(studio, Recipe(1))) <= 2
+    page.close()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_gpu_that_draws_other_faces_is_left_alone(
+    webgpu: tuple[BrowserContext, bool], site: str, folder: Path, studio: Studio, right: bool
+) -> None:
+    context, adapter = webgpu
+    facts = json.loads((folder / "generator.json").read_text())
+    if not right:
+        facts["probe"][100] = (facts["probe"][100] + 128) % 256
+    page = context.new_page()
+    page.route("**/generator.json", lambda route: route.fulfill(json=facts))
+    before_worker(
+        page,
+        """if (globalThis.GPUAdapterInfo) {
+          const own = { get: () => false };
+          Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", own);
+        }""",
+    )
+    page.goto(f"{site}?seed=2")
+    wait_for(page, Recipe(2), studio)
+    by = "webgpu" if adapter and right else "wasm"
+    expect(page.locator("body")).to_have_attribute("data-backend", by)
+    assert worst(read(page, FACE), large(studio, Recipe(2))) <= 2
+    if not right and adapter:
+        page.goto(f"{site}?seed=2&backend=webgpu")  # who asks for it is told
+        expect(page.locator("#notice")).to_contain_text(
+            "this GPU draws other faces than the others"
+        )
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
