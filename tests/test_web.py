@@ -7,8 +7,11 @@ import functools
 import http.server
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from edits import SLIDERS, save_directions
+from hub_server import Hub, space_errors
 from huggingface_hub import metadata_load
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -54,6 +58,7 @@ DRAW = """async (queries) => {
   return { lines, url, queries: found.map(({ recipe }) => page.query(recipe)) };
 }"""
 FACE = "#face canvas"
+README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 RUNTIME, AXE = (
     re.search(rf"^{name} = (.+)$", MAKEFILE, re.MULTILINE)[1] for name in ("ORT", "AXE")
@@ -798,12 +803,39 @@ def test_axe_finds_no_serious_fault(
 
 
 def test_the_folder_is_a_static_space(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert space_errors(text) == []
+    for right, wrong in (("require-corp", "anything"), ("static", "stationary"), ("pink", "rose")):
+        assert len(space_errors(text.replace(right, wrong))) == 1
     card = metadata_load(folder / "README.md")
     assert card["sdk"] == "static" and card["license"] == "mit"
     assert card["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
     facts = json.loads((folder / "generator.json").read_text())
     for name, file in facts["files"].items():
         assert (folder / name).stat().st_size == file["bytes"]
+
+
+def test_the_documented_command_sends_the_folder_to_the_hub(folder: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^(\S*hf upload owner/name web .*?) +#", README, re.MULTILINE)
+    hf, *arguments = shlex.split(line)
+    arguments[arguments.index("web")] = str(folder)
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    settings = {"HF_TOKEN": "hf_owner", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    command = [Path(sys.executable).with_name(Path(hf).name), *arguments]
+    with Hub() as hub:
+        env = {**own, **settings, "HF_ENDPOINT": hub.url}
+        for _ in range(2):
+            sent = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+            assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert list(hub.repos) == ["spaces/owner/name"]
+        first, *pushed = hub.repos["spaces/owner/name"].commits
+        assert len(pushed) == 1  # the second time there was nothing new
+        files = {k: v for k, v in pushed[0].files.items() if k not in first.files}
+        own = [file for file in folder.rglob("*") if file.is_file()]
+        assert files == {file.relative_to(folder).as_posix(): file.read_bytes() for file in own}
+        kinds = {Path(name).suffix for name in pushed[0].lfs}
+        assert kinds == {".gz", ".onnx", ".safetensors"}
+        assert hub.tokens_on_cdn == []
 
 
 def test_every_file_works_offline(folder: Path) -> None:
