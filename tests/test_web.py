@@ -310,6 +310,16 @@ def test_latents_that_cannot_be_read(open_face: Page, studio: Studio) -> None:
     assert line == "The w in this address cannot all be used (a latent is written in base64)."
 
 
+@pytest.mark.parametrize("length", [4096, 5000])
+def test_a_picture_carries_long_latents(open_face: Page, length: int) -> None:
+    script = """async (length) => {
+      const { readTexts, toPng } = await import("./png.js");
+      const png = await toPng(document.querySelector("canvas"), 8, { w: "A".repeat(length) });
+      return readTexts(await png.arrayBuffer()).w.length;
+    }"""
+    assert open_face.evaluate(script, length) == min(length, 4097)  # one more than there may be
+
+
 def find(page: Page, query: str) -> dict[str, str]:
     """Return the address of the face that a page finds in a query, and the line about it."""
     script = """async (query) => {
