@@ -755,6 +755,8 @@ def test_it_looks_like_the_other_page(
     for tab in ("wall", "mix", "morph", "match", "keep", "about", "meet"):
         page.click(f"#tab-{tab}")
         assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out
+    box = page.locator("#face").bounding_box()
+    assert box["x"] >= 12 and box["x"] + box["width"] <= 390 - 12
     page.click("#tab-about")
     expect(page.locator("#card")).to_contain_text("Random, for tests.")
     assert page.get_attribute("html", "lang") == "ja"
