@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -25,6 +25,8 @@ FLAGS = [
     "--js-flags=--no-opt --max-lazy",  # scripts that run for seconds are not worth compiling
     "--renderer-process-limit=1",  # which keeps them, parsed, from one tab to the next
 ]
+# WebGPU that a CPU computes, where the browser brings it.
+WEBGPU_FLAGS = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 # Without windows first: a shell opens the page in half the CPU time.
 SYSTEM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 READ_PIXELS = """(image) => {
@@ -42,19 +44,26 @@ def open_browser(names: Sequence[str] = SYSTEM) -> Iterator[Browser]:
     RuntimeError where there is none.
     """
     with sync_playwright() as playwright:
-        path = None  # Playwright's choice: its shell, for pages that nobody looks at
-        if not Path(playwright.chromium.executable_path).exists():
-            path = next(filter(None, map(shutil.which, names)), None)
-            if path is None:
-                raise RuntimeError(
-                    "the page's tests need a browser: `playwright install chromium`, or Debian's "
-                    "package chromium-headless-shell"
-                )
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = launch(playwright.chromium, names)
         try:
             yield browser
         finally:
             browser.close()
+
+
+def launch(
+    chromium: BrowserType, names: Sequence[str] = SYSTEM, flags: Sequence[str] = ()
+) -> Browser:
+    """Start a browser as `open_browser` does, with more flags; to be closed by the caller."""
+    path = None  # Playwright's choice: its shell, for pages that nobody looks at
+    if not Path(chromium.executable_path).exists():
+        path = next(filter(None, map(shutil.which, names)), None)
+        if path is None:
+            raise RuntimeError(
+                "the page's tests need a browser: `playwright install chromium`, or Debian's "
+                "package chromium-headless-shell"
+            )
+    return chromium.launch(executable_path=path, args=[*FLAGS, *flags])
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:

@@ -4,6 +4,7 @@
         hub.fail("POST .*/commit/", status=500, times=2)
         ...                                 # a client whose HF_ENDPOINT is hub.url
         hub.repos["owner/name"].commits[-1].files["README.md"]
+        hub.repos["spaces/owner/name"]      # likewise, of a Space
 
 Large files live on `localhost`, another host than `127.0.0.1` to the client, as the real Hub's lie
 on a CDN: the token must not travel there.
@@ -25,7 +26,9 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKENS = {"hf_owner": ("owner", True), "hf_reader": ("owner", False), "hf_other": ("other", True)}
-NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
+NAME = r"(?P<repo>(?:spaces/)?[\w.-]+/[\w.-]+)"
+LARGE = (".safetensors", ".onnx", ".gz")  # kept as large files, whatever their size
+MAX_REGULAR = 10_000_000  # bytes; git keeps no larger file
 
 
 @dataclass
@@ -143,7 +146,7 @@ class Hub:
 
     def create(self, name: str, *, private: bool = False, writers: tuple[str, ...] = ()) -> Repo:
         """Make a repository with the first commit that the Hub gives it."""
-        repo = Repo(private, {name.split("/")[0], *writers})
+        repo = Repo(private, {name.split("/")[-2], *writers})
         self.repos[name] = repo
         self.commit(repo, "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         return repo
@@ -248,6 +251,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, path: str, body: bytes) -> Reply:
         """Find who answers this path."""
+        path = re.sub("^/api/spaces/", "/api/models/spaces/", path)
         for method, pattern, do in ROUTES:
             found = re.fullmatch(pattern.replace("NAME", NAME), path)
             if self.command in method and found:
@@ -290,13 +294,15 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked.get('organization') or who}/{asked['name']}"
         if not may_write or not name.startswith(who + "/"):
             return error(403, message="You don't have the rights to create a model here")
-        if name in self.hub.repos:
-            return as_json(
-                {"error": "You already created it", "url": f"{self.hub.url}/{name}"}, 409
-            )
+        is_space = asked.get("type") == "space"
+        if is_space and asked.get("sdk") not in SDKS:
+            return error(400, message="a Space needs an SDK")
+        key = f"spaces/{name}" if is_space else name
+        if key in self.hub.repos:
+            return as_json({"error": "You already created it", "url": f"{self.hub.url}/{key}"}, 409)
         private = asked.get("private") or asked.get("visibility") == "private"
-        self.hub.create(name, private=bool(private))
-        return as_json({"url": f"{self.hub.url}/{name}", "name": name})
+        self.hub.create(key, private=bool(private))
+        return as_json({"url": f"{self.hub.url}/{key}", "name": name})
 
     def auth_check(self, _body: bytes, repo: str) -> Reply:
         """GET /api/models/NAME/auth-check/write"""
@@ -339,7 +345,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self, body: bytes) -> Reply:
         """POST /api/validate-yaml"""
-        errors = [{"message": m} for m in card_errors(json.loads(body)["content"])]
+        asked = json.loads(body)
+        check = space_errors if asked.get("repoType") == "space" else card_errors
+        errors = [{"message": m} for m in check(asked["content"])]
         return as_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, body: bytes, repo: str, revision: str) -> Reply:
@@ -352,7 +360,7 @@ class Handler(BaseHTTPRequestHandler):
         for file in json.loads(body)["files"]:
             path = file["path"]
             binary = b"\0" in base64.b64decode(file["sample"])
-            large = path.endswith(".safetensors") or (binary and file["size"] > 100_000)
+            large = path.endswith(LARGE) or file["size"] > (100_000 if binary else MAX_REGULAR)
             answer = {"path": path, "uploadMode": "lfs" if large else "regular"}
             if path in commit.files:
                 old = commit.files[path]
@@ -406,6 +414,8 @@ class Handler(BaseHTTPRequestHandler):
                 large.append(value["path"])
             else:
                 return error(400, message="an LFS pointer pointed to a file that does not exist")
+        if too_large := [k for k, v in files.items() if k not in large and len(v) > MAX_REGULAR]:
+            return error(400, message=f"{too_large[0]} is too large for git, it needs LFS")
         made = self.hub.commit(found, header["value"]["summary"], files, tuple(large))
         url = f"{self.hub.url}/{repo}/commit/{made.oid}"
         return as_json({"success": True, "commitOid": made.oid, "commitUrl": url})
@@ -473,16 +483,47 @@ ROUTES: list[tuple[str, str, Callable[..., Reply]]] = [
     ("GET HEAD", "/NAME/resolve/(?P<revision>[^/]+)/(?P<path>.+)", Handler.resolve),
 ]
 
+SDKS = ("gradio", "docker", "static")
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+# Headers that a Space may send, and what they may say.
+HEADERS = {
+    "cross-origin-embedder-policy": ("unsafe-none", "require-corp", "credentialless"),
+    "cross-origin-opener-policy": ("same-origin", "same-origin-allow-popups", "unsafe-none"),
+    "cross-origin-resource-policy": ("same-site", "same-origin", "cross-origin"),
+}
 TEXTS = ("license", "library_name", "pipeline_tag")
 LISTS = ("tags", "datasets")
 
 
+def read_front(card: str) -> dict[str, Any] | None:
+    """Return the metadata at the top of a README, if there is some."""
+    front = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
+    return yaml.safe_load(front[1]) if front else None
+
+
+def space_errors(card: str) -> list[str]:
+    """Check a Space's metadata as the Hub documents it; return what is wrong."""
+    data = read_front(card)
+    if data is None:
+        return ["no metadata"]
+    wrong = [] if data.get("sdk") in SDKS else [f"sdk must be one of {', '.join(SDKS)}"]
+    for key in ("colorFrom", "colorTo"):
+        wrong += [] if data.get(key, "red") in COLOURS else [f"{key} must be one of {COLOURS}"]
+    for key, most in (("short_description", 60), ("emoji", 2), ("app_file", 200), ("title", 100)):
+        text = data.get(key, "")
+        if not isinstance(text, str) or len(text) > most:
+            wrong.append(f"{key} must be a text of at most {most} characters")
+    for name, value in data.get("custom_headers", {}).items():
+        if value not in HEADERS.get(name, ()):
+            wrong.append(f"custom_headers: {name} must not be {value}")
+    return wrong
+
+
 def card_errors(card: str) -> list[str]:
     """Check a model card's metadata as the Hub documents it; return what is wrong."""
-    front = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
-    if not front:
+    data = read_front(card)
+    if data is None:
         return ["no metadata"]
-    data = yaml.safe_load(front[1])
     wrong = [f"{k} must be a text" for k in TEXTS if not isinstance(data.get(k, ""), str)]
     for key in LISTS:
         if not all(isinstance(v, str) for v in data.get(key, [])):

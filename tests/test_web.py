@@ -7,28 +7,35 @@ import functools
 import http.server
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
 import torch
 from edits import SLIDERS, save_directions
+from hub_server import Hub, space_errors
 from huggingface_hub import metadata_load
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from model import SEED_MAX, DenseGenerator, Enlarger, Generator, latents_from_seeds
+from model import SEED_MAX, DenseGenerator, Enlarger, Generator, count_levels, latents_from_seeds
+from studio.another import PARTS, another
 from studio.faces import Studio
-from studio.latents import encode_ws
-from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png
+from studio.latents import encode_ws, find_layers, seed_to_ws, truncate
+from studio.recipe import Between, Edit, Mix, Recipe, Vary, recipe_from_png, recipe_from_query
 from studio.website import write_site
+from tests.browser import WEBGPU_FLAGS, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 # Draws the faces of some queries as the page itself does; their RGBA values as a data URL.
@@ -51,11 +58,13 @@ DRAW = """async (queries) => {
   return { lines, url, queries: found.map(({ recipe }) => page.query(recipe)) };
 }"""
 FACE = "#face canvas"
+README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 RUNTIME, AXE = (
     re.search(rf"^{name} = (.+)$", MAKEFILE, re.MULTILINE)[1] for name in ("ORT", "AXE")
 )
-KINDS = ("psi", "fine", "mix", "sliders", "colours", "vary", "between", "w", "all")
+KINDS = ("psi", "fine", "mix", "sliders", "colours", "vary", "between", "w", "all", "steps")
+LAYERS = ("coarse", "middle", "fine", "4", "8", "16", "32", "64", "128")
 COUNT = 64  # recipes of each kind
 expect.set_options(timeout=60_000)
 
@@ -173,6 +182,17 @@ def draw_edits(rng: np.random.RandomState, names: tuple[str, ...]) -> tuple[Edit
     return tuple(Edit(name, round(rng.uniform(-2, 2.5), 2)) for name in chosen)
 
 
+def draw_steps(rng: np.random.RandomState) -> tuple[Vary, ...]:
+    """Return one to four variations, each in some layers."""
+    places = rng.choice(LAYERS, rng.randint(1, 5), replace=False)
+    radii = rng.uniform(0.2, 2, len(places)).round(3)
+    seeds = rng.randint(0, 2**32, len(places), np.uint64)
+    return tuple(
+        Vary(int(seed), float(radius), str(layers))
+        for seed, radius, layers in zip(seeds, radii, places, strict=True)
+    )
+
+
 def make_recipe(kind: str, rng: np.random.RandomState, studio: Studio) -> Recipe:
     """Return a recipe of which one part is drawn at random, or all are."""
     seed, *others = (int(n) for n in rng.randint(0, 2**32, 6, np.uint64))
@@ -186,6 +206,7 @@ def make_recipe(kind: str, rng: np.random.RandomState, studio: Studio) -> Recipe
         "vary": {"vary": Vary(others[3], round(rng.uniform(0, 2), 3))},
         "between": {"between": Between(others[4], round(rng.rand(), 3))},
         "w": {"w": encode_ws(studio.G, studio.ws([Recipe(others[0], 1.0)])[0]), "psi": 1.0},
+        "steps": {"steps": draw_steps(rng)},
     }
     if kind != "all":
         return Recipe(seed, **parts[kind])
@@ -226,14 +247,183 @@ def test_every_part_of_a_recipe_gives_the_face_of_torch(
     rng = np.random.RandomState(KINDS.index(kind))
     recipes = [make_recipe(kind, rng, studio) for _ in range(COUNT)]
     queries = [recipe.query(studio.revision) for recipe in recipes]
-    found = open_face.evaluate(DRAW, queries)
-    assert found["lines"] == []  # nothing was left out
-    assert found["queries"] == queries  # the address is the same on both pages
-    rgba = np.frombuffer(base64.b64decode(found["url"].partition(",")[2]), np.uint8)
-    faces = rgba.reshape(COUNT, studio.size, studio.size, 4)[..., :3]
+    faces = draw_queries(open_face, studio, queries)
     expected = studio.draw_recipes(recipes)
     assert worst(faces, expected) <= 1
     assert expected.std(0).mean() > 4  # they are different faces
+
+
+def draw_queries(page: Page, studio: Studio, queries: list[str]) -> np.ndarray:
+    """Draw addresses of which nothing may be left out, as the page does; uint8 `[N, H, W, 3]`."""
+    found = page.evaluate(DRAW, queries)
+    assert found["lines"] == []
+    assert found["queries"] == queries  # the address is the same on both pages
+    rgba = np.frombuffer(base64.b64decode(found["url"].partition(",")[2]), np.uint8)
+    return rgba.reshape(len(queries), studio.size, studio.size, 4)[..., :3]
+
+
+def encode_layers(offsets: np.ndarray, first: int = 2) -> tuple[str, np.ndarray]:
+    """Write a latent for each layer, offsets from the average one `[num_ws, w_dim]`.
+
+    Returns:
+        the text, and the offsets that it holds.
+    """
+    steps = (np.abs(offsets).max(1, keepdims=True) / 127).astype("<f2")
+    whole = np.rint(offsets / steps.astype(float)).clip(-127, 127).astype("i1")
+    rows = [step.tobytes() + row.tobytes() for step, row in zip(steps, whole, strict=True)]
+    data = bytes([first]) + b"".join(rows)
+    return base64.urlsafe_b64encode(data).decode().rstrip("="), whole * steps.astype(np.float32)
+
+
+def test_a_latent_for_each_layer(open_face: Page, studio: Studio) -> None:
+    G = studio.G
+    queries, expected = [], []
+    for number in range(8):
+        seeds = range(100 * number, 100 * number + G.num_ws)  # each layer from another seed
+        ws = torch.stack([seed_to_ws(G, seed)[layer] for layer, seed in enumerate(seeds)])
+        text, offsets = encode_layers((ws - G.w_avg).double().numpy())
+        psi, fine = (1.0, None) if number % 2 else (0.7, 0.4)
+        queries.append(Recipe(number, psi, fine, w=text).query(studio.revision))
+        expected.append(truncate(G, G.w_avg + torch.from_numpy(offsets), psi, fine))
+    faces = draw_queries(open_face, studio, queries)
+    assert worst(faces, studio.draw_ws(torch.stack(expected))) <= 1
+    assert faces.std(0).mean() > 4
+
+
+def test_latents_that_cannot_be_read(open_face: Page, studio: Studio) -> None:
+    shape = (studio.G.num_ws, studio.G.w_dim)
+    damaged = np.ones(shape)
+    damaged[3] = 3000.0  # a step that no latent needs
+    one, every = encode_ws(studio.G, torch.zeros(shape)), encode_layers(np.ones(shape))[0]
+    cut, unknown = "is cut off, or of another generator", "is written in an unknown way"
+    for text, fault in (
+        (encode_layers(damaged)[0], "is damaged"),
+        (encode_layers(np.ones(shape), first=3)[0], unknown),
+        (every[:-1], cut),
+        (every[: len(one)], cut),
+        ("AQ" + every[2:], cut),  # the first way, at the second's length
+        ("A" * 4096, cut),
+    ):
+        line = find(open_face, f"?seed=1&w={text}")["line"]
+        assert line == f"This latent {fault}."
+    line = find(open_face, f"?seed=1&w={'A' * 4097}")["line"]
+    assert line == "The w in this address cannot all be used (a latent is written in base64)."
+
+
+@pytest.mark.parametrize("length", [4096, 5000])
+def test_a_picture_carries_long_latents(open_face: Page, length: int) -> None:
+    script = """async (length) => {
+      const { readTexts, toPng } = await import("./png.js");
+      const png = await toPng(document.querySelector("canvas"), 8, { w: "A".repeat(length) });
+      return readTexts(await png.arrayBuffer()).w.length;
+    }"""
+    assert open_face.evaluate(script, length) == min(length, 4097)  # one more than there may be
+
+
+def find(page: Page, query: str) -> dict[str, str]:
+    """Return the address of the face that a page finds in a query, and the line about it."""
+    script = """async (query) => {
+      const { page } = await import("./app.js");
+      const { recipe, line } = page.find(query);
+      return { query: page.query(recipe), line };
+    }"""
+    return page.evaluate(script, query)
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        "5:0.3@fine", "5:0.3@8", "5:0.3,8:1@fine,9:1@16", "9:1@16,9:1@8,9:1@128,9:1@4",
+        "7:1@32,7:1@fine,7:1,7:1@middle,7:1@coarse", " 5:1@8 , 6:1@4 ", "5:1@8,6:2@8,5:1,6:2",
+        "5:0@fine,8:1@fine", "8:1@fine,5:0@fine", "8:1,5:0", "5:0.30000000000000004@8",
+        "5:1e-05@8", "5:.5@8", "5:-0@8", "4294967295:2@coarse", "5:0.3@", "5:0.3@@8", "5:0.3@8@8",
+        "5:0.3@thin", "5:0.3@Fine", "5:0.3@08", "5:0.3@0", "5:0.3@10000", "5:0.3@512", "5:1@3",
+        "5@fine", "@fine", "@", ":1@8", "5:@8", "5:2.1@8", "5:-1@8", "5:nan@8", "5:0.3@8:1",
+        "4294967296:1@8", "-1:1@8", "5:1@8,", ",5:1@8", "5:1@8;6:1@4", "5:1@toString",
+        ",".join(f"{i}:1@{2 ** (i % 9 + 2)}" for i in range(16)),
+        ",".join(f"{i}:1@{2 ** (i % 9 + 2)}" for i in range(17)),
+        ",".join(["5:1@8"] * 16 + ["6:1@8"]),
+        ",".join([f"5:{'1' * 0}0.{'3' * 37}@coarse"] * 16), "5:1@8" + " " * 1020,
+        "5:1@" + "8" * 1020, "5:1@8" + " " * 1019,
+    ],
+)  # fmt: skip
+def test_variations_are_read_as_on_the_other_page(
+    open_face: Page, studio: Studio, vary: str
+) -> None:
+    query = {"seed": "3", "vary": vary, "rev": studio.revision}
+    read, line = recipe_from_query(query, 0, studio.revision)
+    recipe, more = studio.usable(read)
+    lines = " ".join(filter(None, [line, more]))
+    found = find(open_face, "?" + urlencode(query))
+    assert found == {"query": recipe.query(studio.revision), "line": lines}
+
+
+@pytest.mark.parametrize(
+    ("resolution", "patch"), [(4, 1), (6, 1), (8, 1), (48, 1), (64, 1), (128, 2), (96, 2), (128, 4)]
+)
+def test_layers_are_those_of_the_generator(open_face: Page, resolution: int, patch: int) -> None:
+    levels = count_levels(resolution // patch)
+    G = Generator(resolution, (4,) * levels, z_dim=4, w_dim=4, patch=patch)
+    groups = {name: [layers.start, layers.stop] for name, layers in G.layer_groups.items()}
+    shape = {"size": resolution, "num_ws": G.num_ws, "groups": groups}
+    names = [*LAYERS, *(str(n) for n in range(200)), "256", "", "08", "constructor"]
+    script = """async ([shape, names]) => {
+      const { findLayers } = await import("./layers.js");
+      return names.map((name) => findLayers(shape, name));
+    }"""
+    found = open_face.evaluate(script, [shape, names])
+    expected = [find_layers(G, name) for name in names]
+    assert found == [[layers.start, layers.stop] for layers in expected]
+
+
+@pytest.mark.parametrize("sliders", [True, False])
+def test_another_part_is_that_of_the_other_page(
+    open_face: Page, studio: Studio, sliders: bool
+) -> None:
+    likes = SimpleNamespace(G=studio.G, directions=studio.directions if sliders else None)
+    liked = Recipe(
+        3, 0.6, 0.8, mix=(Mix(7, "middle"), Mix(8, "fine")),
+        edits=(Edit("long-hair", 1.0), Edit("smile", -1.3), Edit("hair", "#3fa34d")),
+        vary=Vary(5, 0.3), steps=(Vary(6, 1.0, "8"), Vary(9, 0.5, "fine")), between=Between(9, 0.2),
+    )  # fmt: skip
+    script = """async ([query, parts, seeds, sliders]) => {
+      const { page } = await import("./app.js");
+      const { another } = await import("./another.js");
+      const { recipe } = page.find(query);
+      const shown = sliders ? page.directions.sliders : [];
+      const draw = (part, seed) =>
+        page.query(page.make({ ...recipe, ...another(page.facts, shown, recipe, part, seed) }));
+      return parts.flatMap((part) => seeds.map((seed) => draw(part, seed)));
+    }"""
+    seeds = [*range(50), SEED_MAX]
+    query = liked.query(studio.revision)
+    found = open_face.evaluate(script, [query, list(PARTS), seeds, sliders])
+    faces = [another(likes, liked, part, seed) for part in PARTS for seed in seeds]
+    assert found == [face.query(studio.revision) for face in faces]
+
+
+def test_buttons_for_another_part(open_face: Page, studio: Studio) -> None:
+    page = open_face
+    go(page, "?seed=3&psi=0.6&mix=7@middle")
+    face = Recipe(3, 0.6, mix=(Mix(7, "middle"),))
+    wait_for(page, face, studio)
+    steps = ["none"]
+    for _ in range(2):  # a second one takes the place of the first, and is a face of its own
+        page.click("#another-hair")
+        page.wait_for_url(lambda url: "@8" in url and steps[-1] not in url)
+        steps.append(shown(page)["vary"])
+    face = replace(face, steps=(Vary.parse(steps[2]),))
+    assert face.steps[0].layers == "8"
+    wait_for(page, face, studio)
+    assert worst(read(page, FACE), large(studio, face)) <= 2
+    page.click("#undo")
+    wait_for(page, replace(face, steps=(Vary.parse(steps[1]),)), studio)
+    page.click("#another-colouring")
+    page.wait_for_url(lambda url: "@fine" in url)
+    page.click("#another-expression")
+    page.wait_for_url(lambda url: "edit=smile:" in url)
+    assert float(page.locator("#edit-smile input").input_value()) != 0
+    expect(page.locator("#another-hair")).to_have_text("Another hair")
 
 
 def test_large_face_and_address(site: str, page: Page, studio: Studio) -> None:
@@ -451,17 +641,22 @@ def test_missing_and_broken_files(
     context.close()
 
 
+def before_worker(page: Page, script: str) -> None:
+    """Let workers of a page run a script before their own."""
+    page.add_init_script(f"""
+      const Own = Worker;
+      window.Worker = class extends Own {{
+        constructor(url, options) {{
+          const text = `${{{json.dumps(script)}}} await import("${{url}}");`;
+          super(URL.createObjectURL(new Blob([text], {{ type: "text/javascript" }})), options);
+        }}
+      }};""")
+
+
 def test_a_browser_without_simd(site: str, browser: Browser) -> None:
     context = browser.new_context(service_workers="block", locale="en")
     page = context.new_page()
-    page.add_init_script("""
-      const Own = Worker;
-      window.Worker = class extends Own {
-        constructor(url, options) {
-          const text = `WebAssembly.validate = () => false; await import("${url}");`;
-          super(URL.createObjectURL(new Blob([text], { type: "text/javascript" })), options);
-        }
-      };""")
+    before_worker(page, "WebAssembly.validate = () => false;")
     page.goto(site)
     expect(page.locator("#notice")).to_contain_text("no WebAssembly with SIMD; a newer one has it")
     context.close()
@@ -482,6 +677,67 @@ def test_it_works_offline_and_with_threads(site: str, browser: Browser, studio: 
     context.close()
 
 
+@pytest.fixture(scope="module")
+def webgpu(browser: Browser, site: str) -> Iterator[tuple[BrowserContext, bool]]:
+    """Start a browser with WebGPU; return a profile, and whether there is an adapter in it."""
+    with launch(browser.browser_type, flags=WEBGPU_FLAGS) as other:
+        context = other.new_context(service_workers="block", locale="en")
+        page = context.new_page()
+        page.goto(f"{site}words.json")
+        adapter = page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)")
+        page.close()
+        yield context, bool(adapter)
+
+
+@pytest.mark.parametrize("backend", ["webgpu", "wasm", ""])
+def test_webgpu_draws_the_faces_of_torch(
+    webgpu: tuple[BrowserContext, bool], site: str, studio: Studio, backend: str
+) -> None:
+    context, adapter = webgpu
+    page = context.new_page()
+    page.goto(f"{site}?seed=1&backend={backend}")
+    wait_for(page, Recipe(1), studio)
+    # Unasked, a CPU that computes WebGPU is not used: it does WebAssembly faster.
+    by = "webgpu" if adapter and backend == "webgpu" else "wasm"
+    expect(page.locator("body")).to_have_attribute("data-backend", by)
+    rng = np.random.RandomState(7)
+    recipes = [make_recipe(kind, rng, studio) for kind in ("fine", "all", "steps")]
+    faces = draw_queries(page, studio, [recipe.query(studio.revision) for recipe in recipes])
+    assert worst(faces, studio.draw_recipes(recipes)) <= 1
+    assert worst(read(page, FACE), large(studio, Recipe(1))) <= 2
+    page.close()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_gpu_that_draws_other_faces_is_left_alone(
+    webgpu: tuple[BrowserContext, bool], site: str, folder: Path, studio: Studio, right: bool
+) -> None:
+    context, adapter = webgpu
+    facts = json.loads((folder / "generator.json").read_text())
+    if not right:
+        facts["probe"][100] = (facts["probe"][100] + 128) % 256
+    page = context.new_page()
+    page.route("**/generator.json", lambda route: route.fulfill(json=facts))
+    before_worker(
+        page,
+        """if (globalThis.GPUAdapterInfo) {
+          const own = { get: () => false };
+          Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", own);
+        }""",
+    )
+    page.goto(f"{site}?seed=2")
+    wait_for(page, Recipe(2), studio)
+    by = "webgpu" if adapter and right else "wasm"
+    expect(page.locator("body")).to_have_attribute("data-backend", by)
+    assert worst(read(page, FACE), large(studio, Recipe(2))) <= 2
+    if not right and adapter:
+        page.goto(f"{site}?seed=2&backend=webgpu")  # who asks for it is told
+        expect(page.locator("#notice")).to_contain_text(
+            "this GPU draws other faces than the others"
+        )
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_looks_like_the_other_page(
     site: str, browser: Browser, studio: Studio, scheme: str
@@ -499,6 +755,8 @@ def test_it_looks_like_the_other_page(
     for tab in ("wall", "mix", "morph", "match", "keep", "about", "meet"):
         page.click(f"#tab-{tab}")
         assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing sticks out
+    box = page.locator("#face").bounding_box()
+    assert box["x"] >= 12 and box["x"] + box["width"] <= 390 - 12
     page.click("#tab-about")
     expect(page.locator("#card")).to_contain_text("Random, for tests.")
     assert page.get_attribute("html", "lang") == "ja"
@@ -557,12 +815,39 @@ def test_axe_finds_no_serious_fault(
 
 
 def test_the_folder_is_a_static_space(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert space_errors(text) == []
+    for right, wrong in (("require-corp", "anything"), ("static", "stationary"), ("pink", "rose")):
+        assert len(space_errors(text.replace(right, wrong))) == 1
     card = metadata_load(folder / "README.md")
     assert card["sdk"] == "static" and card["license"] == "mit"
     assert card["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
     facts = json.loads((folder / "generator.json").read_text())
     for name, file in facts["files"].items():
         assert (folder / name).stat().st_size == file["bytes"]
+
+
+def test_the_documented_command_sends_the_folder_to_the_hub(folder: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^(\S*hf upload owner/name web .*?) +#", README, re.MULTILINE)
+    hf, *arguments = shlex.split(line)
+    arguments[arguments.index("web")] = str(folder)
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    settings = {"HF_TOKEN": "hf_owner", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    command = [Path(sys.executable).with_name(Path(hf).name), *arguments]
+    with Hub() as hub:
+        env = {**own, **settings, "HF_ENDPOINT": hub.url}
+        for _ in range(2):
+            sent = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+            assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert list(hub.repos) == ["spaces/owner/name"]
+        first, *pushed = hub.repos["spaces/owner/name"].commits
+        assert len(pushed) == 1  # the second time there was nothing new
+        files = {k: v for k, v in pushed[0].files.items() if k not in first.files}
+        own = [file for file in folder.rglob("*") if file.is_file()]
+        assert files == {file.relative_to(folder).as_posix(): file.read_bytes() for file in own}
+        kinds = {Path(name).suffix for name in pushed[0].lfs}
+        assert kinds == {".gz", ".onnx", ".safetensors"}
+        assert hub.tokens_on_cdn == []
 
 
 def test_every_file_works_offline(folder: Path) -> None:

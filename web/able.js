@@ -1,14 +1,17 @@
 // What a generator can draw of a recipe, as `Studio.usable` tells it.
 
 import { latentFault } from "./latents.js";
+import { hasLayers } from "./layers.js";
 import { makeRecipe, numberText } from "./recipe.js";
 
 const NEEDS_W = {
   mix: "its faces cannot be mixed",
   edits: "its faces cannot be edited",
   vary: "its faces cannot be varied",
+  steps: "its faces cannot be varied",
   w: "it cannot draw a given one",
 };
+const WORDS = { edits: "edit", steps: "vary" }; // what an address calls these fields
 const told = (names) => (names.length ? `there are ${names.join(", ")}` : "there are none");
 
 /** Return what is wrong with one edit, or "". */
@@ -26,6 +29,19 @@ function editFault({ name, value }, { sliders, parts }) {
         `not ${numberText(value)}`;
 }
 
+/** Yield [field, entry, sentence] for what names layers that the generator lacks. */
+function* listLayerFaults(recipe, facts) {
+  const named = [
+    ...recipe.mix.map((mix) => ["mix", mix, mix.group]),
+    ...recipe.steps.map((step) => ["steps", step, step.layers]),
+  ];
+  for (const [field, entry, layers] of named.filter(([, , name]) => !hasLayers(facts, name))) {
+    yield [field, entry, Object.hasOwn(facts.groups, layers)
+      ? `this generator is too small to have ${layers} layers`
+      : `this generator has no block of ${layers} px`];
+  }
+}
+
 /** Yield [field, entry or undefined for all of it, sentence] for what cannot be drawn. */
 function* listFaults(recipe, facts, directions) {
   if (!facts.num_ws) {
@@ -36,11 +52,7 @@ function* listFaults(recipe, facts, directions) {
     }
     return;
   }
-  for (const mix of recipe.mix) {
-    if (facts.groups[mix.group][0] === facts.groups[mix.group][1]) {
-      yield ["mix", mix, `this generator is too small to have ${mix.group} layers`];
-    }
-  }
+  yield* listLayerFaults(recipe, facts);
   const fault = recipe.w && latentFault(recipe.w, facts);
   if (fault) {
     yield ["w", undefined, fault];
@@ -68,7 +80,7 @@ export function usable(recipe, facts, directions) {
   const faults = new Set();
   const sentences = new Set();
   for (const [field, entry, sentence] of listFaults(recipe, facts, directions)) {
-    faults.add(field === "edits" ? "edit" : field);
+    faults.add(WORDS[field] ?? field);
     sentences.add(`${sentence[0].toUpperCase()}${sentence.slice(1)}.`);
     fields[field] = entry === undefined ? undefined : fields[field].filter((e) => e !== entry);
   }

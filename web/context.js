@@ -5,6 +5,7 @@ import { dice, one } from "./parts.js";
 import { makeRecipe, queryOf, readRecipe } from "./recipe.js";
 
 const PLACES = { wall: ["first", "wpsi", "wfine", "like", "radius"], mix: ["a", "b"] };
+const MAX_ADDRESS = 16384; // characters: of a face, and of the place on a tab that names another
 const TABS = ["meet", "wall", "mix", "morph", "match", "keep", "about"];
 
 /**
@@ -112,7 +113,7 @@ export class PageContext {
     const query = parse(location.search);
     const tab = TABS.includes(query.tab) && !one(`#tab-${query.tab}`).hidden ? query.tab : "meet";
     const place = (PLACES[tab] ?? []).filter((name) => query[name]);
-    this.places[tab] = Object.fromEntries(place.map((name) => [name, query[name].slice(0, 4096)]));
+    this.places[tab] = Object.fromEntries(place.map((name) => [name, query[name]]));
     this.places[tab].best = query.best;
     const { recipe, line } = this.find(query);
     this.meet.show(recipe, line);
@@ -122,6 +123,6 @@ export class PageContext {
 
 /** Return names and values of an address or its query, cut where nobody writes that much. */
 export function parse(address) {
-  const query = String(address).slice(0, 8192).replace(/^[^?]*\?/, "");
+  const query = String(address).slice(0, MAX_ADDRESS).replace(/^[^?]*\?/, "");
   return Object.fromEntries(new URLSearchParams(query));
 }

@@ -3,16 +3,22 @@
 // The order: the seed's z, spherically between two, → w (or a given w, linearly between two) →
 // truncation → mixing → variation → edits.
 
+import { filledGroups, findLayers } from "./layers.js";
 import { latents } from "./seeds.js";
 import { affine, readTensors } from "./tensors.js";
 
-const W_FORMAT = 1; // first byte of a latent's text
+// How a latent's text is written, by its first byte: 1, a latent for each layer group; 2, one for
+// each layer.
+const W_FORMATS = {
+  1: (facts) => filledGroups(facts).map((group) => facts.groups[group]),
+  2: ({ num_ws }) => Array.from({ length: num_ws }, (_, layer) => [layer, layer + 1]),
+};
 const MAX_SCALE = 16; // largest step of an encoded w
 
 /**
  * @typedef {import("./recipe.js").Recipe} Recipe
- * @typedef {{input: string, z_dim: number, w_dim: number, num_ws: number, slope: number,
- *   groups: Record<string, [number, number]>}} Facts
+ * @typedef {import("./layers.js").Shape & {input: string, z_dim: number, w_dim: number,
+ *   slope: number}} Facts
  */
 
 /** The mapping network, the average w, and what recipes do with them. */
@@ -44,16 +50,24 @@ export class Latents {
       ws.set(this.truncate(this.seed(seed), recipe).subarray(start, stop), start);
     }
     if (recipe.vary) {
-      const aside = this.seed(recipe.vary.seed);
-      const dim = this.facts.w_dim;
-      for (let i = 0; i < ws.length; i++) {
-        ws[i] += recipe.vary.radius * (aside[i] - this.average[i % dim]);
-      }
+      this.step(ws, recipe.vary, [0, this.facts.num_ws]);
+    }
+    for (const step of recipe.steps) {
+      this.step(ws, step, findLayers(this.facts, step.layers));
     }
     if (recipe.edits.length) {
       this.directions.apply(ws, recipe.edits);
     }
     return ws;
+  }
+
+  /** Take a step in some layers, in the direction that its seed names; ws are changed in place. */
+  step(ws, { seed, radius }, [start, stop]) {
+    const aside = this.seed(seed);
+    const dim = this.facts.w_dim;
+    for (let i = start * dim; i < stop * dim; i++) {
+      ws[i] += radius * (aside[i] - this.average[i % dim]);
+    }
   }
 
   /** Return z of a recipe's seed, or spherically between two seeds. */
@@ -139,15 +153,21 @@ function slerp(a, b, share) {
  * @param {Facts} facts
  */
 export function latentFault(text, facts) {
-  const size = 1 + filledGroups(facts).length * (2 + facts.w_dim);
-  if (!/^[A-Za-z0-9_-]+$/.test(text) || text.length !== Math.ceil((size * 4) / 3)) {
-    return "this latent is cut off, or of another generator";
+  const cut = "this latent is cut off, or of another generator";
+  const length = (format) =>
+    Math.ceil(((1 + W_FORMATS[format](facts).length * (2 + facts.w_dim)) * 4) / 3);
+  const known = Object.keys(W_FORMATS).map(length);
+  if (!/^[A-Za-z0-9_-]+$/.test(text) || !known.includes(text.length)) {
+    return cut;
   }
   const data = bytes(text);
-  if (data[0] !== W_FORMAT) {
+  if (!W_FORMATS[data[0]]) {
     return "this latent is written in an unknown way";
   }
-  const steps = filledGroups(facts).map((_, i) => half(data, 1 + i * (2 + facts.w_dim)));
+  if (text.length !== length(data[0])) {
+    return cut;
+  }
+  const steps = W_FORMATS[data[0]](facts).map((_, i) => half(data, 1 + i * (2 + facts.w_dim)));
   return steps.every((s) => s >= 0 && s <= MAX_SCALE) ? "" : "this latent is damaged";
 }
 
@@ -156,7 +176,7 @@ function decode(text, facts, average) {
   const data = bytes(text);
   const dim = facts.w_dim;
   const ws = new Float32Array(facts.num_ws * dim);
-  filledGroups(facts).forEach(([start, stop], i) => {
+  W_FORMATS[data[0]](facts).forEach(([start, stop], i) => {
     const at = 1 + i * (2 + dim);
     const step = half(data, at);
     for (let layer = start; layer < stop; layer++) {
@@ -166,11 +186,6 @@ function decode(text, facts, average) {
     }
   });
   return ws;
-}
-
-/** Return first and last layer of the groups that a generator has, coarse first. */
-function filledGroups({ groups }) {
-  return Object.values(groups).filter(([start, stop]) => start < stop);
 }
 
 function bytes(text) {

@@ -1,13 +1,14 @@
 // Meet: one large face, what changes it, and the address that keeps it.
 
-import { fill, make, one, paint, say, slider, dice, typedSeed } from "./parts.js";
+import { another, PARTS } from "./another.js";
+import { layOutEdits } from "./edits.js";
+import { copy, dice, fill, one, paint, say, typedSeed } from "./parts.js";
 import { readTexts, toPng } from "./png.js";
 import { fits, plain, textsOf } from "./recipe.js";
 import { SEED_MAX } from "./seeds.js";
 
 const FACE_SIZE = 512; // px of a saved picture
 const MAX_PNG = 10_000_000; // bytes
-const COLOURS = ["hair", "eyes"];
 
 /** The tab of the large face. */
 export class Meet {
@@ -18,78 +19,13 @@ export class Meet {
     this.seed = one("#seed input");
     this.psi = one("#psi input");
     this.fine = one("#fine input");
-    this.sliders = new Map();
-    this.pickers = new Map();
     this.waiting = []; // whoever waits for the large picture
     this.whole = true; // it is on the canvas
-    if (page.facts.num_ws) {
-      this.layOutEdits();
-    }
+    Object.assign(this, layOutEdits(page, () => this.change()));
     this.wire();
   }
 
   enter() {}
-
-  /** Place a slider for each direction that comes with the weights, in folding sections. */
-  layOutEdits() {
-    const { directions, facts } = this.page;
-    if (!directions) {
-      this.sayWhyThereAreNone(facts.directions_notice);
-      return;
-    }
-    const named = directions.sliders.filter(({ kind }) => kind === "attribute");
-    const isShade = ({ name }) => COLOURS.some((part) => name.startsWith(`${part}-`));
-    const sections = {
-      features: named.filter((entry) => !isShade(entry)),
-      shades: named.filter(isShade),
-      deeper: directions.sliders.filter(({ kind }) => kind !== "attribute"),
-    };
-    const parts = COLOURS.filter((part) => directions.parts.includes(part));
-    if (parts.length) {
-      this.section("colours", true, parts.map((part) => this.picker(part)));
-    }
-    for (const [name, entries] of Object.entries(sections)) {
-      if (entries.length) {
-        this.section(name, name === "features", entries.map((entry) => this.slider(entry)));
-      }
-    }
-    one("#hold-row").hidden = false;
-  }
-
-  sayWhyThereAreNone(notice) {
-    const lines = [this.page.say("meet.no-directions")];
-    if (!notice.startsWith("These weights have no")) {
-      lines.push(notice); // a fault of the file, in its own words
-    }
-    const texts = lines.map((textContent) => make("p", { textContent }));
-    one("#edits").append(make("div", { id: "no-directions" }, ...texts));
-  }
-
-  section(name, open, children) {
-    const title = make("summary", { textContent: this.page.say(`meet.${name}`) });
-    const body = make("div", { className: name === "colours" ? "colours" : "form" }, ...children);
-    const className = name === "colours" ? "section" : "section sliders";
-    one("#edits").append(make("details", { className, open }, title, body));
-  }
-
-  picker(part) {
-    const input = make("input", { type: "color" });
-    input.addEventListener("input", () => this.change());
-    input.dataset.shown = input.value;
-    this.pickers.set(part, input);
-    const name = make("span", { textContent: this.page.say(`colour.${part}`) });
-    return make("label", { id: `edit-${part}` }, name, input);
-  }
-
-  slider({ name, low, high, step }) {
-    const plainName = name.replaceAll("-", " ");
-    const title = plainName[0].toUpperCase() + plainName.slice(1);
-    const words = this.page.words.say(`direction.${name}`, {}, title);
-    const { label, input } = slider({ id: `edit-${name}`, name: words, low, high, step });
-    input.addEventListener("input", () => this.change());
-    this.sliders.set(name, input);
-    return label;
-  }
 
   wire() {
     const { page } = this;
@@ -97,6 +33,9 @@ export class Meet {
       input.addEventListener("input", () => this.change());
     }
     one("#roll").addEventListener("click", () => this.roll());
+    for (const part of PARTS) {
+      one(`#another-${part}`).addEventListener("click", () => this.vary(part));
+    }
     one("#undo").addEventListener("click", () => this.step(-1));
     one("#redo").addEventListener("click", () => this.step(1));
     one("#heart").addEventListener("click", () => page.kept.add(page.recipe));
@@ -198,11 +137,17 @@ export class Meet {
     const w = seed === recipe.seed ? recipe.w : "";
     const truncation = { psi: this.psiOf(this.psi, "psi"), fine: this.psiOf(this.fine, "fine") };
     const changed = page.make({ ...recipe, ...truncation, seed, w, edits });
-    if (fits(changed)) {
+    if (this.hasRoom(changed)) {
       this.draw(changed);
-    } else {
-      this.say(page.say("fault.edits"));
     }
+  }
+
+  /** Tell whether an address can hold a face's edits, and the visitor where it cannot. */
+  hasRoom(recipe) {
+    if (!fits(recipe)) {
+      this.say(this.page.say("fault.edits"));
+    }
+    return fits(recipe);
   }
 
   /** Return a slider's psi; one that stands where the face put it keeps the face's own number. */
@@ -220,6 +165,17 @@ export class Meet {
     const edits = one("#hold").checked ? recipe.edits : [];
     const fine = recipe.fine ?? recipe.psi;
     this.show(this.page.make({ seed: dice(), psi: recipe.psi, fine, edits }));
+  }
+
+  /** Show a face with another hair, expression or colouring. */
+  vary(part) {
+    const { directions, facts, recipe } = this.page;
+    const change = another(facts, directions?.sliders ?? [], recipe, part, dice());
+    const changed = this.page.make({ ...recipe, ...change });
+    if (this.hasRoom(changed)) {
+      window.kaogan.apart();
+      this.show(changed);
+    }
   }
 
   step(by) {
@@ -263,13 +219,7 @@ export class Meet {
   }
 
   async copy() {
-    const field = one("#link textarea");
-    field.select();
-    try {
-      await navigator.clipboard.writeText(field.value);
-    } catch {
-      document.execCommand("copy"); // a page without https has no clipboard
-    }
+    await copy(one("#link textarea"));
     one("#copy").textContent = this.page.say("web.copied");
     setTimeout(() => (one("#copy").textContent = this.page.say("web.copy")), 1500);
   }

@@ -39,6 +39,16 @@ export function tile(caption, label, onClick) {
   return button;
 }
 
+/** Copy the text of a field. */
+export async function copy(field) {
+  field.select();
+  try {
+    await navigator.clipboard.writeText(field.value);
+  } catch {
+    document.execCommand("copy"); // a page without https has no clipboard
+  }
+}
+
 /** Return a slider with its name. */
 export function slider({ id, name, low, high, step, value = 0 }) {
   const input = make("input", { type: "range", min: low, max: high, step, value });

@@ -35,7 +35,7 @@ export async function toPng(canvas, size, texts) {
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const MAX_HEAD = 256 * 1024; // bytes, of which the text before the pixels needs a few thousand
-const MAX_TEXT = 2733; // characters of one text; no part of a recipe is longer
+const MAX_TEXT = 4097; // characters of one text; no part of a recipe is longer
 
 /**
  * Return the texts that stand before the pixels of a PNG; those of later chunks are not looked for.

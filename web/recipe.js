@@ -4,13 +4,15 @@ import { SEED_MAX } from "./seeds.js";
 
 const GROUPS = ["coarse", "middle", "fine"];
 const MAX_MIXES = 8;
+const MAX_STEPS = 16; // one for all layers, three groups and every block that there can be
 const MAX_EDITS = 48;
 const MAX_EDIT = 10;
 const MAX_RADIUS = 2;
 const MAX_TEXT = 1024;
-const MAX_W_TEXT = 2732;
+const MAX_W_TEXT = 4096;
 const NAME = /^[a-z0-9]+(-[a-z0-9]+)*$/;
 const COLOUR = /^#?([0-9a-f]{6})$/;
+const LAYERS = /^(coarse|middle|fine|[1-9][0-9]{0,3})$/;
 const NUMBER = /^[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,3})?$/;
 
 export const NUMBERS = ["seed", "psi", "fine"];
@@ -26,20 +28,24 @@ export const RULES = {
 /**
  * @typedef {{seed: number, group: string}} Mix
  * @typedef {{name: string, value: number | string}} Edit a slider's number or "#rrggbb"
+ * @typedef {{seed: number, radius: number, layers: string}} Vary a step in w, in the layers of a
+ *   group or of the block of so many px; "": in all
  * @typedef {Object} Recipe
  * @property {number} seed 0 … 2³²−1
  * @property {number} psi truncation, -2 … 2
  * @property {number | null} fine that of the fine layers; null: psi
  * @property {Mix[]} mix
  * @property {Edit[]} edits
- * @property {{seed: number, radius: number} | null} vary
+ * @property {Vary | null} vary in all layers
+ * @property {Vary[]} steps in some layers
  * @property {{seed: number, share: number} | null} between
  * @property {string} w a latent instead of the seed's
  */
 
 /**
  * Return a recipe in its one form: equal faces have equal recipes.
- * @param {Partial<Recipe> & {seed: number}} parts
+ * @param {Partial<Recipe> & {seed: number}} parts of several steps in the same layers the last one
+ *   counts, `vary` after `steps`
  * @param {{psi: number, fine: number}} usual truncation where none is given
  * @returns {Recipe}
  */
@@ -48,6 +54,11 @@ export function makeRecipe(parts, usual) {
   const fine = parts.fine ?? (parts.psi === undefined ? usual.fine : psi);
   const mixes = new Map((parts.mix ?? []).map((mix) => [mix.group, mix]));
   const edits = new Map((parts.edits ?? []).map((edit) => [edit.name, edit]));
+  const steps = new Map((parts.steps ?? []).map((step) => [step.layers, step]));
+  if (parts.vary) {
+    steps.set("", { ...parts.vary, layers: "" });
+  }
+  const varied = [...steps.values()].filter(({ radius }) => radius);
   return {
     seed: parts.seed,
     psi,
@@ -56,10 +67,16 @@ export function makeRecipe(parts, usual) {
     edits: [...edits.values()]
       .filter(({ value }) => value !== 0)
       .sort((a, b) => (a.name < b.name ? -1 : 1)),
-    vary: parts.vary?.radius ? parts.vary : null,
+    vary: varied.find(({ layers }) => !layers) ?? null,
+    steps: varied.filter(({ layers }) => layers).sort((a, b) => place(a) - place(b)),
     between: parts.between?.share ? parts.between : null,
     w: parts.w ?? "",
   };
+}
+
+/** Return where a step stands among others: groups first, then blocks by their px. */
+function place({ layers }) {
+  return GROUPS.includes(layers) ? GROUPS.indexOf(layers) - GROUPS.length : Number(layers);
 }
 
 /** Return the face of a seed at the same truncation. */
@@ -89,16 +106,28 @@ export function numberText(number) {
  * @param {Recipe} recipe
  * @returns {Record<string, string>}
  */
-export function textsOf({ seed, psi, fine, mix, edits, vary, between, w }) {
-  const value = (v) => (typeof v === "string" ? v.slice(1) : numberText(v));
+export function textsOf({ seed, psi, fine, mix, edits, vary, between, w, steps }) {
+  const varied = vary ? [vary, ...steps] : steps;
   const texts = { seed: String(seed), psi: numberText(psi) };
   if (fine !== null) texts.fine = numberText(fine);
-  if (mix.length) texts.mix = mix.map((m) => `${m.seed}@${m.group}`).join(",");
-  if (edits.length) texts.edit = edits.map((e) => `${e.name}:${value(e.value)}`).join(",");
-  if (vary) texts.vary = `${vary.seed}:${numberText(vary.radius)}`;
+  if (mix.length) texts.mix = mix.map(mixText).join(",");
+  if (edits.length) texts.edit = edits.map(editText).join(",");
+  if (varied.length) texts.vary = varied.map(varyText).join(",");
   if (between) texts.between = `${between.seed}:${numberText(between.share)}`;
   if (w) texts.w = w;
   return texts;
+}
+
+function mixText({ seed, group }) {
+  return `${seed}@${group}`;
+}
+
+function editText({ name, value }) {
+  return `${name}:${typeof value === "string" ? value.slice(1) : numberText(value)}`;
+}
+
+function varyText({ seed, radius, layers }) {
+  return `${seed}:${numberText(radius)}${layers && `@${layers}`}`;
 }
 
 /** Return the query of an address that shows this face: `?seed=42&psi=0.7`. */
@@ -149,6 +178,13 @@ function readPair(text, most, what) {
   return seed === undefined || number === undefined ? undefined : { seed, [what]: number };
 }
 
+function readVary(text) {
+  const [pair, ...rest] = text.split("@");
+  const layers = rest.join("@");
+  const step = readPair(pair, MAX_RADIUS, "radius");
+  return step && (!rest.length || LAYERS.test(layers)) ? { ...step, layers } : undefined;
+}
+
 /** Read a list with commas; return its usable entries, and whether that is all. */
 function readList(text, read, write, most) {
   const entries = text.split(",");
@@ -170,11 +206,11 @@ function readList(text, read, write, most) {
 /** Read one part's text; return what of it can be used, and whether that is all. */
 function readPart(name, text) {
   const lists = {
-    mix: () => readList(text, readMix, (m) => `${m.seed}@${m.group}`, MAX_MIXES),
+    mix: () => readList(text, readMix, mixText, MAX_MIXES),
     edit: () => readList(text, readEdit, editText, MAX_EDITS),
+    vary: () => readList(text, readVary, varyText, MAX_STEPS),
   };
   const ones = {
-    vary: () => readPair(text, MAX_RADIUS, "radius"),
     between: () => readPair(text, 1, "share"),
     w: () => (/^[A-Za-z0-9_-]*$/.test(text) ? text : undefined),
   };
@@ -188,9 +224,8 @@ function readPart(name, text) {
   return { part, whole: part !== undefined };
 }
 
-function editText({ name, value }) {
-  return `${name}:${typeof value === "string" ? value.slice(1) : numberText(value)}`;
-}
+// From an address' words to a recipe's fields; among the steps a recipe finds its `vary` itself.
+const FIELDS = { edit: "edits", vary: "steps" };
 
 /**
  * Read a recipe from the query of an address, or the text of a picture, that anyone may have made.
@@ -227,7 +262,7 @@ export function readRecipe(query, { seed, usual, low = 0, high = 1, source = "ad
   }
   for (const [name, rule] of Object.entries(RULES)) {
     const { part, whole } = readPart(name, query[name] ?? "");
-    parts[name === "edit" ? "edits" : name] = part;
+    parts[FIELDS[name] ?? name] = part;
     if (!whole) {
       blame(name, `The ${name} in this ${source} cannot all be used (${rule}).`);
     }

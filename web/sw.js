@@ -4,10 +4,10 @@
 const SCOPE = new URL(".", self.location).pathname;
 const CACHE = `kaogan ${SCOPE}`; // files.js uses the same
 const SHELL = [
-  "./", "able.js", "app.js", "artist.js", "context.js", "directions.js", "drawer.js", "files.js",
-  "gallery.js", "generator.json", "favourites.js", "latents.js", "meet.js", "mix.js", "page.css",
-  "page.js", "parts.js", "png.js", "recipe.js", "runtime.js", "seeds.js", "sheet.js", "style.css",
-  "tensors.js", "wall.js", "i18n.js", "words.json",
+  "./", "able.js", "another.js", "app.js", "artist.js", "context.js", "directions.js", "drawer.js",
+  "edits.js", "files.js", "gallery.js", "generator.json", "favourites.js", "latents.js", "layers.js",
+  "meet.js", "mix.js", "page.css", "page.js", "parts.js", "png.js", "recipe.js", "runtime.js",
+  "seeds.js", "sheet.js", "style.css", "tensors.js", "wall.js", "i18n.js", "words.json",
   "runtime/ort.wasm.min.mjs", "runtime/ort-wasm-simd-threaded.mjs",
   "runtime/ort.webgpu.min.mjs", "runtime/ort-wasm-simd-threaded.asyncify.mjs",
 ];

@@ -84,7 +84,7 @@ export class Wall {
     if (like) {
       const face = this.page.readShort(like);
       return seeds.map((seed) => this.page.make({
-        ...face, fine: face.fine ?? face.psi, vary: { seed, radius },
+        ...face, fine: face.fine ?? face.psi, vary: { seed, radius, layers: "" },
       }));
     }
     return seeds.map((seed) => this.page.make({ seed, psi, fine }));
