@@ -168,8 +168,8 @@ def test_recipes_come_back_from_addresses_pngs_and_json_to_the_same_pixels(studi
         (lambda: Vary(1, 1, "016"), "layers are coarse, middle, fine, or the px of a block"),
         (lambda: Vary.parse("5:1@"), "a variation is SEED:RADIUS"),
         (lambda: Recipe(1, steps=(Vary(1, 1, "4"),) * 17), "at most 16 variations, not 17"),
-        (lambda: Recipe(1, w="<script>"), "w is at most 2,732 letters"),
-        (lambda: Recipe(1, w="a" * 3000), "w is at most 2,732 letters"),
+        (lambda: Recipe(1, w="<script>"), "w is at most 4,096 letters"),
+        (lambda: Recipe(1, w="a" * 4097), "w is at most 4,096 letters"),
     ],
 )
 def test_parts_that_cannot_be(make, says: str):
