@@ -220,7 +220,8 @@ class Encoding(Course):
     ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.G = settings, G
-        self.E = Encoder(G.num_ws, G.w_dim, generator=settings.generator)
+        rank = min(384, G.num_ws * G.w_dim)
+        self.E = Encoder(G.num_ws, G.w_dim, rank=rank, generator=settings.generator)
         if not list_checkpoints(folder):
             fit_head(self.E, G, settings.faces, bf16=settings.bf16)
         super().__init__({"E": self.E}, settings, folder, betas=(0.9, 0.99), constant=0.6)

@@ -22,7 +22,7 @@ from torch import Tensor
 from studio.faces import Studio
 from studio.latents import encode_ws
 from studio.match.errors import MatchError
-from studio.match.search import Clock, prepare
+from studio.match.matcher import Clock, prepare
 from studio.match.upload import open_upload
 from studio.recipe import Recipe, check_number
 
@@ -97,12 +97,9 @@ def search(
         raise MatchError("Another picture is being matched just now; try again in a few seconds.")
     try:
         with ThreadPoolExecutor(1, "match", initializer=_lower_priority) as own:
-            work = own.submit(
-                lambda: prepare(studio).search(
-                    image.convert("RGB"), Clock(seconds, progress, stop), found
-                )
-            )
-            return work.result()
+            matcher = own.submit(prepare, studio).result()
+            clock = Clock(seconds, progress, stop)  # what is measured once does not count
+            return own.submit(matcher.search, image.convert("RGB"), clock, found).result()
     finally:
         _turn.release()
 
