@@ -142,11 +142,11 @@ class KaoganModel(
     """A network that travels as `config.json` + `model.safetensors` and is loaded strictly."""
 
     num_ws = 0  # styles that synthesis takes; 0 where a network has no w
-    # What its networks of pictures have …
+    # Networks that draw or judge faces have the first two, generators z_dim, those with a w w_dim.
     resolution: int
     img_channels: int
-    z_dim: int  # … of these the generators …
-    w_dim: int  # … and what has a w
+    z_dim: int
+    w_dim: int
     _storage_dtype: torch.dtype | dict[str, torch.dtype] | None
 
     def freeze(self) -> Self:
