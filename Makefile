@@ -1,7 +1,7 @@
 # make app    the page, at http://127.0.0.1:7860
 # make train  a training run: make train ARGS="--preset tiny"
 # make test   all tests, those in a browser too
-# make lint   ruff's checks and format
+# make lint   ruff's checks and format, mypy's types
 # make web    the page without a server, in web/: any file server then serves it
 # make directions            sliders and colours anew for the bundled weights, in minutes
 # make directions DATA=...   with new readers of tags too, where assets/attributes holds none
@@ -54,6 +54,7 @@ test: $(READY)-test $(RUNTIME) $(CHECKER)
 lint: $(READY)-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 web: $(READY)-export $(RUNTIME)
 	$(VENV)/bin/python -m studio.website --out web $(ARGS)
@@ -112,6 +113,6 @@ browser:
 	$(VENV)/bin/python tests/browser.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rm -rf web/runtime tests/axe web/style.css web/page.js web/words.json web/*.onnx
 	rm -f web/*.safetensors web/generator.json

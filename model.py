@@ -142,12 +142,19 @@ class KaoganModel(
     """A network that travels as `config.json` + `model.safetensors` and is loaded strictly."""
 
     num_ws = 0  # styles that synthesis takes; 0 where a network has no w
+    # Networks that draw or judge faces have the first two, generators z_dim, those with a w w_dim.
+    resolution: int
+    img_channels: int
+    z_dim: int
+    w_dim: int
+    _storage_dtype: torch.dtype | dict[str, torch.dtype] | None
 
     def freeze(self) -> Self:
         """Make this network one that never learns again, and return it."""
         return self.eval().requires_grad_(False)
 
-    def save_pretrained(
+    # Both take less than the mixin's, under names of their own.
+    def save_pretrained(  # type: ignore[override]
         self,
         directory: str | Path,
         *,
@@ -190,7 +197,7 @@ class KaoganModel(
         part.replace(path)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         path_or_repo: str | Path,
         *,
@@ -211,7 +218,9 @@ class KaoganModel(
         Raises:
             ModelError: missing, foreign or broken files, or tensors that do not fit exactly.
         """
-        access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        access: dict[str, Any] = {
+            "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
+        }  # fmt: skip
         place = (path_or_repo, subfolder)
         config = fetch_file(*place, CONFIG_NAME, revision, MAX_CONFIG_BYTES, **access)
         try:
@@ -227,6 +236,7 @@ class KaoganModel(
             )
         with torch.device("meta"):  # nothing of the asked size is allocated before the file agrees
             network = kind(**arguments)
+        assert isinstance(network, cls)
         limit = MAX_CONFIG_BYTES + 8 * sum(v.numel() for v in network.state_dict().values())
         if not Path(path_or_repo).is_dir():  # of the same commit, even if the branch has moved on
             revision = config.parents[len(Path(subfolder).parts)].name
@@ -310,7 +320,7 @@ def _download(
 
     A download is under a temporary name until it is whole, so a cached file is never half of one.
     """
-    access = {"token": token, "cache_dir": cache_dir}
+    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
     cached = None
     with contextlib.suppress(LocalEntryNotFoundError):
         cached = Path(hf_hub_download(**where, **access, local_files_only=True))
@@ -514,7 +524,9 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _check_shapes(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+def _check_shapes(
+    path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
     """Raise ModelError unless both hold the same names with the same shapes."""
     problems = {
         "lacks": sorted(expected.keys() - found.keys()),
@@ -650,7 +662,8 @@ class StyledConv(nn.Module):
 
         With a `stride`, to every so manieth row and column of that, for no more work than they are.
         """
-        style, weight, half = self.affine(w), self.weight, autocasts_to_float16(x)  # [N, in]
+        style, half = self.affine(w), autocasts_to_float16(x)  # [N, in]
+        weight: Tensor = self.weight
         if half:
             style, weight, demod = self.normalised(style)
         else:
@@ -869,6 +882,7 @@ class SynthesisBlock(nn.Module):
         self.patch = patch
         self.conv0 = None if first else StyledConv(in_channels, out_channels, w_dim, up=True)
         self.conv1 = StyledConv(out_channels, out_channels, w_dim, up=False)
+        self.to_rgb: ToRGB | ToPatches
         if patch == 1:
             self.to_rgb = ToRGB(out_channels, img_channels, w_dim)
         else:
@@ -904,6 +918,8 @@ class Generator(
     Raises:
         ModelError: sizes that are out of range or do not fit together.
     """
+
+    w_avg: Tensor
 
     def __init__(
         self,
@@ -1001,13 +1017,14 @@ class Generator(
         """
         const = self.const.expand(ws.shape[0], -1, -1, -1)
         x = const.contiguous(memory_format=torch.channels_last)
-        rgb = None
+        rgb: Tensor | None = None
         used = 0
         for block in self.blocks.values():
             count = 1 if block.conv0 is None else 2
             last = used + count == self.num_ws
             x, rgb = block(x, rgb, ws[:, used : used + count], stride if last else 1)
             used += count
+        assert rgb is not None  # there is a block
         return rgb
 
     def freeze(self) -> Self:
@@ -1051,7 +1068,8 @@ class DiscriminatorBlock(nn.Module):
         # Halving before the second convolution costs a quarter of halving after it.
         skip = self.skip(F.avg_pool2d(x, 2))
         x = self.conv1(F.avg_pool2d(self.conv0(x), 2))
-        return (x + skip) * math.sqrt(0.5)
+        halved: Tensor = (x + skip) * math.sqrt(0.5)
+        return halved
 
 
 class Discriminator(KaoganModel):
@@ -1106,7 +1124,8 @@ class Discriminator(KaoganModel):
         x = self.features(images)[-1]
         x = self.conv(self._append_deviation(x))
         x = activate(self.hidden(x.flatten(1)))
-        return self.out(x).squeeze(1)
+        logits: Tensor = self.out(x)
+        return logits.squeeze(1)
 
     @torch.no_grad()
     def most_real(self, images: Tensor, n: int) -> Tensor:
@@ -1121,7 +1140,7 @@ class Discriminator(KaoganModel):
         Returns:
             positions of the chosen ones in `images`, `[ceil(N / n)]`.
         """
-        best = [int(self(group).argmax()) for group in images.split(n)]
+        best = [int(self(group).argmax()) for group in torch.split(images, n)]
         return torch.tensor([i * n + place for i, place in enumerate(best)], dtype=torch.long)
 
     def _append_deviation(self, x: Tensor) -> Tensor:
@@ -1208,6 +1227,10 @@ class Whitening(nn.Module):
         w_dim: length of w.
     """
 
+    mean: Tensor
+    scales: Tensor
+    axes: Tensor
+
     def __init__(self, w_dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(w_dim))
@@ -1251,7 +1274,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, channels, H, W]` to the same shape."""
-        return x + self.layers(x)
+        change: Tensor = self.layers(x)
+        return x + change
 
 
 def make_trunk(widths: Sequence[int]) -> nn.Sequential:
@@ -1289,6 +1313,8 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
     MIDDLE = (slice(40, 104), slice(32, 96))  # rows and columns of the second view
     ENDS = (3, 5, 7, 11)  # layers of a trunk that end its maps
     COLOURS = 16  # px of the picture that the head sees itself
+    shift: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -1324,7 +1350,7 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
         self.hidden = nn.Sequential(
             nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, num_ws * w_dim, bias=False)
         )
-        nn.init.zeros_(self.hidden[2].weight)
+        nn.init.zeros_(self.hidden[2].get_parameter("weight"))
         self.whitening = Whitening(w_dim)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -1355,7 +1381,8 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
     def encode(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to v `[N, num_ws, w_dim]`, as `Whitening` has it."""
         x = (self.features(images) - self.shift) / self.scale
-        return (self.up(self.down(x)) + self.hidden(x)).unflatten(1, (self.num_ws, self.w_dim))
+        v: Tensor = self.up(self.down(x)) + self.hidden(x)
+        return torch.unflatten(v, 1, (self.num_ws, self.w_dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to ws `[N, num_ws, w_dim]`."""
@@ -1406,7 +1433,8 @@ class ArticleGenerator(
 
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures `[N, 3, 96, 96]` in [-1, 1] from z `[N, z_dim]`, scaled by psi."""
-        return self.layers(self.project(z * psi).view(-1, 15, 192, 192))
+        images: Tensor = self.layers(self.project(z * psi).view(-1, 15, 192, 192))
+        return images
 
 
 class ArticleDeconvGenerator(
@@ -1444,7 +1472,8 @@ class ArticleDeconvGenerator(
 
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures `[N, 3, 96, 96]` in [-1, 1] from z `[N, z_dim]`, scaled by psi."""
-        return self.layers((z * psi)[:, :, None, None])
+        images: Tensor = self.layers((z * psi)[:, :, None, None])
+        return images
 
 
 class ArticleDiscriminator(KaoganModel):
@@ -1474,7 +1503,8 @@ class ArticleDiscriminator(KaoganModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, 3, 96, 96]` in [-1, 1] to logits `[N]`."""
-        return self.classifier(self.features(images).flatten(1)).squeeze(1)
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits.squeeze(1)
 
     def probability(self, images: Tensor) -> Tensor:
         """Map images `[N, 3, 96, 96]` to the probability `[N]` that each is real."""
@@ -1511,7 +1541,8 @@ class DenseGenerator(
 
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Draw pictures `[N, 1, 28, 28]` in [-1, 1] from z `[N, z_dim]`, standard normal."""
-        return self.layers(torch.erf(z * math.sqrt(0.5)) * psi).view(-1, 1, 28, 28)
+        images: Tensor = self.layers(torch.erf(z * math.sqrt(0.5)) * psi)
+        return images.view(-1, 1, 28, 28)
 
 
 class DenseDiscriminator(KaoganModel):
@@ -1531,7 +1562,8 @@ class DenseDiscriminator(KaoganModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[N, 1, 28, 28]` in [-1, 1] to logits `[N]`."""
-        return self.layers(images.flatten(1)).squeeze(1)
+        logits: Tensor = self.layers(images.flatten(1))
+        return logits.squeeze(1)
 
 
 NETWORKS: dict[str, type[KaoganModel]] = {

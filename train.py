@@ -164,6 +164,7 @@ def adapt_strength(run: Run) -> None:
 
 def teach_projected(run: Run, real: Tensor, fake: Tensor, part: int) -> dict[str, Tensor]:
     """Teach the projected discriminator what D was taught; return its numbers for the log."""
+    assert run.P is not None
     set_lr(run.P_opt, run.config.projected_lr, run)
     real = augmented(run, real, PROJECTED_REAL, part, PROJECTED_POLICY)
     fake = augmented(run, fake, PROJECTED_FAKE, part, PROJECTED_POLICY)
@@ -249,7 +250,8 @@ def update_ema(run: Run) -> None:
     config = run.config
     if not config.averaged:
         return  # it is G
-    current, buffers = list(run.G_raw.parameters()), list(run.G_raw.buffers())
+    current: list[Tensor] = list(run.G_raw.parameters())
+    buffers = list(run.G_raw.buffers())
     for length, average in run.averages.items():
         ramp = config.ema_rampup * length / config.ema_kimg[0]
         half_life = min(length * 1000, ramp * run.nimg)
@@ -452,6 +454,7 @@ def skipped_steps(run: Run) -> dict[str, int]:
 
 def judge_held_out(run: Run) -> dict[str, float]:
     """Return how D judges pictures that it learned from and others; say once where it overfits."""
+    assert run.held_out is not None
     config, rng = run.config, generator_for(run, HELD_OUT_LATENTS)
     z = torch.randn(run.held_out.count, config.z_dim, generator=rng, device=rng.device)
 

@@ -76,6 +76,8 @@ class TagReader(KaoganModel):
     size = SIZE  # px of the pictures it looks at, whatever their own size
     balance = 1.0  # exponent of a tag's negatives over its positives, the weight of the latter
     smoothing = 0.0  # of the labels: what a 0 is taken for, and 1 less than that a 1
+    threshold: Tensor
+    typical: Tensor
 
     def __init__(self, tags: Sequence[str]) -> None:
         super().__init__()
@@ -211,6 +213,8 @@ class FeatureReader(TagReader):
     EfficientNet-Lite0's own weights come from its package and are not stored again.
     """
 
+    extractor: EfficientNetLite0 | None
+
     MAPS = 3  # of 24, 40 and 112 channels, 16, 8 and 4 px
     SIDE = 8  # px that all maps are brought to; the finest one's 2×2 blocks become channels
     CHANNELS = 4 * 24 + 40 + 112
@@ -231,9 +235,11 @@ class FeatureReader(TagReader):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Turn images into feature maps `[N, 248, 8, 8]`."""
-        if self.extractor is None:
-            self.__dict__["extractor"] = EfficientNetLite0(None).to(self.threshold.device)
-        return self.gather(self.extractor.feature_maps(resize(images, SIZE)))
+        extractor = self.extractor
+        if extractor is None:
+            extractor = EfficientNetLite0(None).to(self.threshold.device)
+            self.__dict__["extractor"] = extractor
+        return self.gather(extractor.feature_maps(resize(images, SIZE)))
 
     def gather(self, maps: Sequence[Tensor]) -> Tensor:
         """Bring the extractor's feature maps to one size, `[N, 248, 8, 8]`."""
@@ -377,7 +383,8 @@ def shake(x: Tensor) -> Tensor:
     turn, scale = TURN * torch.randn(len(x)), 1 + SCALE * torch.randn(len(x))
     rows = torch.stack([scale * turn.cos(), scale * turn.sin(), SHIFT * torch.randn(len(x))], 1)
     more = torch.stack([-rows[:, 1], rows[:, 0], SHIFT * torch.randn(len(x))], 1)
-    grid = F.affine_grid(torch.stack([rows, more], 1).to(x.device), x.shape, align_corners=False)
+    turned = torch.stack([rows, more], 1).to(x.device)
+    grid = F.affine_grid(turned, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
@@ -468,6 +475,7 @@ def train_reader(
     """
     part, kind = ROLES[role]
     tags, _ = choose_tags(faces)
+    assert faces.labels is not None  # as choose_tags made sure
     parts = split(len(faces))
     columns = [faces.label_names.index(tag) for tag in tags]
     targets = torch.from_numpy(faces.labels[:, columns].astype(np.uint8))

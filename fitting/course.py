@@ -36,9 +36,17 @@ class FittingError(ValueError):
 class Learning(Protocol):
     """What every course has among its settings."""
 
-    kimg: float  # thousand pictures
-    batch_size: int
-    lr: float
+    @property
+    def kimg(self) -> float:
+        """Thousand pictures."""
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures of a step."""
+
+    @property
+    def lr(self) -> float:
+        """Adam's step size, at first."""
 
 
 def begin(folder: Path, settings: Any) -> None:

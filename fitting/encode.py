@@ -189,6 +189,7 @@ def fit_head(E: Encoder, G: Generator, faces: int, *, bf16: bool) -> None:
         faces: how many are drawn.
     """
     reader = open_reader(ASSETS / "attributes" / "builder")
+    assert isinstance(reader, TwoViewReader)
     E.whole.load_state_dict(reader.layers.state_dict())
     E.middle.load_state_dict(reader.middle.state_dict())
     E.whitening.load_state_dict(Whitening.of(G).state_dict())

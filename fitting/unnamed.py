@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fitting.latent import Coordinates, Probe
-from model import Generator
+from model import Generator, StyledConv, SynthesisBlock
 
 EXPLORERS = 6  # principal directions, and as many closed-form ones
 FULL = 2.0  # slider units at the end of a slider
@@ -96,8 +96,9 @@ def closed_form_steps(
 
 def style_weights(G: Generator) -> list[Tensor]:
     """Return the weight `[in, w_dim]` by which each of the num_ws styles enters a convolution."""
-    convolutions = []
+    convolutions: list[StyledConv] = []
     for block in G.blocks.values():
+        assert isinstance(block, SynthesisBlock)
         convolutions += [conv for conv in (block.conv0, block.conv1) if conv is not None]
     affines = [conv.affine for conv in convolutions]
     # Without the gain of the convolution, which demodulation takes out again.

@@ -11,6 +11,7 @@ the weights have some. A new variation takes the place of the last one of its ki
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def another(studio: Studio, recipe: Recipe, part: str, seed: int) -> Recipe:
     Raises:
         RecipeError: `seed` is none, or the edits do not fit into an address.
     """
+    assert isinstance(studio.G, Generator)
     if part == "hair":
         return step(recipe, seed, block(studio.G, 1), RADIUS["hair"])
     if part == "colouring":
@@ -49,7 +51,7 @@ def another(studio: Studio, recipe: Recipe, part: str, seed: int) -> Recipe:
 
 def move(edits: tuple[Edit, ...], sliders: list[Slider], seed: int) -> tuple[Edit, ...]:
     """Return edits with each of some sliders moved by at least a quarter of its reach."""
-    values = {edit.name: edit.value for edit in edits}
+    values: dict[str, Any] = {edit.name: edit.value for edit in edits}
     shares = 0.25 + 0.5 * np.random.RandomState(seed).random_sample(len(sliders))
     for slider, share in zip(sliders, shares, strict=True):
         low, high = REACH * slider.low, REACH * slider.high

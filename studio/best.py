@@ -22,6 +22,7 @@ def best_of(studio: Studio, recipes: Sequence[Recipe], n: int) -> list[Recipe]:
         recipes: any number; the last group may be short.
         n: candidates for each place, at least 1.
     """
+    assert studio.D is not None
     faces = torch.from_numpy(studio.draw_recipes(recipes)).permute(0, 3, 1, 2)
     kept = []
     for start in range(0, len(recipes), n):

@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 import model
-from model import Discriminator, Encoder, KaoganModel, ModelError, fetch_file, load_network
+from model import (
+    Discriminator,
+    Encoder,
+    Generator,
+    KaoganModel,
+    ModelError,
+    fetch_file,
+    load_network,
+)
 from studio.directions import Directions, DirectionsError, largest_file, read_directions
 
 ENCODER = "encoder"  # its folder, beside a generator's or in its repository
@@ -31,7 +40,7 @@ def find_directions(
         target, commit: the generator's folder, or its repository and commit.
         G, digest: the generator, and the SHA-256 of its weights.
     """
-    if not G.num_ws:
+    if not isinstance(G, Generator):
         return None, NO_W
     if Path(target).is_dir() and not (Path(target) / model.DIRECTIONS_NAME).is_file():
         return None, NO_DIRECTIONS
@@ -60,8 +69,9 @@ def find_discriminator(folder: Path, G: KaoganModel) -> Discriminator | None:
         logging.getLogger(__name__).warning("no discriminator: %s", error)
         return None
     shape = (G.resolution, G.img_channels)
-    fits = isinstance(D, Discriminator) and (D.resolution, D.img_channels) == shape
-    return D.freeze() if fits else None
+    if not isinstance(D, Discriminator) or (D.resolution, D.img_channels) != shape:
+        return None
+    return D.freeze()
 
 
 def find_encoder(
@@ -75,7 +85,7 @@ def find_encoder(
     """
     if not G.num_ws:
         return None
-    where = {"revision": commit, "subfolder": ENCODER}
+    where: dict[str, Any] = {"revision": commit, "subfolder": ENCODER}
     if Path(target).is_dir():
         target, where = Path(target).absolute().parent / ENCODER, {}
         if not (target / model.CONFIG_NAME).is_file():

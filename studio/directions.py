@@ -263,10 +263,13 @@ def read_directions(path: Path, G: Generator, generator: str) -> Directions:
     if clash := sorted(set(parts) & set(sliders)):
         raise DirectionsError(f"in the directions file {clash[0]} is both a slider and a colour")
     straight = torch.eye(10)[1:4]  # the aim of a file without one: the picked colour itself
-    kinds = ("map", "bias", "step", "mean", "bounds")
     colours = {
         part: Colour(
-            *(tensors[f"colour_{kind}.{part}"] for kind in kinds),
+            tensors[f"colour_map.{part}"],
+            tensors[f"colour_bias.{part}"],
+            tensors[f"colour_step.{part}"],
+            tensors[f"colour_mean.{part}"],
+            tensors[f"colour_bounds.{part}"],
             tensors.get(f"colour_aim.{part}", straight),
         )
         for part in sorted(parts, reverse=True)  # hair before eyes
@@ -279,8 +282,10 @@ def read_moves(sliders: dict[str, Slider], tensors: dict[str, Tensor]) -> dict[s
     moves: dict[str, Step | Lead] = {}
     for index, (name, slider) in enumerate(sliders.items()):
         if slider.family:
-            family = (tensors[f"family_{part}.{slider.family}"] for part in ("map", "bias", "step"))
-            moves[name] = Lead(*family, tensors[f"target.{name}"])
+            weight, bias, step = (
+                tensors[f"family_{part}.{slider.family}"] for part in ("map", "bias", "step")
+            )
+            moves[name] = Lead(weight, bias, step, tensors[f"target.{name}"])
         elif "place_map" in tensors:
             places = (tensors[part][index] for part in ("place_map", "place_bias"))
             moves[name] = Step(tensors["directions"][index], *places)

@@ -22,7 +22,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from model import KaoganModel
     from studio.faces import Studio
+
+Network = TypeVar("Network", bound="KaoganModel")
 
 ONNX_NAME, FACTS_NAME = "generator.onnx", "generator.json"
 OPSET = 18
@@ -216,7 +218,7 @@ def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
     import torch
     from torch import Tensor, nn
 
-    from model import quantise
+    from model import Generator, quantise
 
     class FromZ(nn.Module):
         """z, psi → faces; psi is a tensor here, where model.py takes a number."""
@@ -226,13 +228,17 @@ def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
             self.G = thaw(studio.G)
 
         def forward(self, z: Tensor, psi: Tensor) -> Tensor:
-            if not self.G.num_ws:
+            if not isinstance(self.G, Generator):
                 return faces(self.G(z, psi))
             w = torch.lerp(self.G.w_avg, self.G.mapping_network(z), psi)
             return faces(self.G.synthesis(w.unsqueeze(1).expand(-1, self.G.num_ws, -1)))
 
-    class FromWs(FromZ):
+    class FromWs(nn.Module):
         """ws → faces."""
+
+        def __init__(self, G: Generator) -> None:
+            super().__init__()
+            self.G = thaw(G)
 
         def forward(self, ws: Tensor) -> Tensor:
             return faces(self.G.synthesis(ws))
@@ -242,12 +248,12 @@ def _wrap(studio: Studio, kind: str) -> tuple[Any, dict[str, Any]]:
 
     if kind == "z":  # of three, because an example of one would fix the batch to one
         return FromZ().eval(), {"z": torch.randn(3, studio.G.z_dim), "psi": torch.tensor(0.5)}
-    if not studio.G.num_ws:
+    if not isinstance(studio.G, Generator):
         raise ExportError(f"a {type(studio.G).__name__} has no w; leave out --input ws")
-    return FromWs().eval(), {"ws": torch.randn(3, studio.G.num_ws, studio.G.w_dim)}
+    return FromWs(studio.G).eval(), {"ws": torch.randn(3, studio.G.num_ws, studio.G.w_dim)}
 
 
-def thaw(network: KaoganModel) -> KaoganModel:
+def thaw(network: Network) -> Network:
     """Return a copy that holds its weights alone, without what `freeze` computed from them.
 
     An exported file computes that when it is opened, and is so much smaller.
@@ -328,11 +334,12 @@ def feed(studio: Studio, seeds: range, psi: float, kind: str = "z") -> dict[str,
     import numpy as np
     import torch
 
-    from model import latents_from_seeds
+    from model import Generator, latents_from_seeds
 
     z = latents_from_seeds(seeds, studio.G.z_dim)
     if kind == "z":
         return {"z": z.numpy(), "psi": np.array(psi, np.float32)}
+    assert isinstance(studio.G, Generator)
     with torch.inference_mode():
         return {"ws": studio.G.mapping(z, psi).contiguous().numpy()}
 

@@ -28,7 +28,15 @@ import torch
 from torch import Tensor
 
 import model
-from model import Discriminator, Encoder, KaoganModel, ModelError, fetch_file, load_generator
+from model import (
+    Discriminator,
+    Encoder,
+    Generator,
+    KaoganModel,
+    ModelError,
+    fetch_file,
+    load_generator,
+)
 from studio.companions import (
     NO_DIRECTIONS,
     find_directions,
@@ -331,13 +339,13 @@ class Studio:
 
         Each recipe's are computed alone, so they do not depend on its neighbours to the last bit.
         """
-        if self.G.num_ws:
+        if isinstance(self.G, Generator):
             return torch.stack([recipe_to_ws(self.G, r, self.directions) for r in recipes])
-        return torch.cat([recipe_to_z(self.G, r) * r.psi for r in recipes])
+        return torch.cat([recipe_to_z(self.G, r) * r.truncation[0] for r in recipes])
 
     def _render(self, latents: Tensor) -> np.ndarray:
         """Draw latents as uint8 `[N, H, W, C]`."""
-        draw = self.G.synthesis if self.G.num_ws else self.G
+        draw = self.G.synthesis if isinstance(self.G, Generator) else self.G
         return to_uint8(draw(latents))
 
 

@@ -59,10 +59,11 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def recipe_to_ws(G: Generator, recipe: Recipe, directions: Directions | None = None) -> Tensor:
     """Return the ws `[num_ws, w_dim]` of one recipe that `list_faults` finds no fault with."""
-    ws = truncate(G, untruncated(G, recipe), recipe.psi, recipe.fine)
+    psi = recipe.truncation[0]
+    ws = truncate(G, untruncated(G, recipe), psi, recipe.fine)
     for mix in recipe.mix:
         group = G.layer_groups[mix.group]
-        ws[group] = truncate(G, seed_to_ws(G, mix.seed), recipe.psi, recipe.fine)[group]
+        ws[group] = truncate(G, seed_to_ws(G, mix.seed), psi, recipe.fine)[group]
     if recipe.vary:
         ws += recipe.vary.radius * (seed_to_ws(G, recipe.vary.seed) - G.w_avg)
     for step in recipe.steps:
@@ -125,7 +126,7 @@ def list_faults(
         directions: of this generator, if it has some.
         why_none: a sentence for people who edit where there are no directions.
     """
-    if not G.num_ws:
+    if not isinstance(G, Generator):
         for name in NEEDS_W:
             if getattr(recipe, name):
                 yield name, None, f"this generator has no w, so {NEEDS_W[name]}"
@@ -141,7 +142,7 @@ def list_faults(
 
 def list_layer_faults(G: Generator, recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     """Yield what names layers that a generator lacks: field, entry, sentence."""
-    named = [("mix", mix, mix.group) for mix in recipe.mix]
+    named: list[tuple[str, Any, str]] = [("mix", mix, mix.group) for mix in recipe.mix]
     named += [("steps", step, step.layers) for step in recipe.steps]
     for field, entry, layers in named:
         span = find_layers(G, layers)

@@ -103,9 +103,14 @@ def is_plain(recipe: Recipe) -> bool:
 
 def walk_in_z(a: Recipe, b: Recipe, shares: Sequence[float]) -> list[Recipe]:
     """Return plain recipes on the great circle in z from one plain recipe to another."""
-    ends = list(zip(a.truncation, b.truncation, strict=True))
+    (psi, to_psi), (fine, to_fine) = zip(a.truncation, b.truncation, strict=True)
     return [
-        Recipe(a.seed, *(x + s * (y - x) for x, y in ends), between=Between(b.seed, s))
+        Recipe(
+            a.seed,
+            psi + s * (to_psi - psi),
+            fine + s * (to_fine - fine),
+            between=Between(b.seed, s),
+        )
         for s in shares
     ]
 
@@ -277,6 +282,7 @@ def _encode(
 ) -> None:
     """Enlarge and encode pictures into an open file; raise Stopped when asked to stop."""
     stream = file.add_stream(form.codec, rate=int(fps), options=form.options)
+    assert isinstance(stream, av.VideoStream)
     stream.width = stream.height = int(size)
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context

@@ -49,9 +49,9 @@ def png_bytes(image: Image.Image, text: dict[str, str]) -> bytes:
     data = io.BytesIO(b"\x89PNG\r\n\x1a\n")
     data.seek(0, io.SEEK_END)
     putchunk(data, b"IHDR", struct.pack(">2I5B", image.width, image.height, 8, colours, 0, 0, 0))
-    for name, value, _ in info.chunks:
-        putchunk(data, name, value)
-    putchunk(data, b"IDAT", zlib.compress(lines, 1))
+    for name, content, _ in info.chunks:
+        putchunk(data, name, content)
+    putchunk(data, b"IDAT", zlib.compress(lines.data, 1))
     putchunk(data, b"IEND")
     return data.getvalue()
 

@@ -52,6 +52,7 @@ def check_address(host: str | None, port: int | None) -> str | None:
             ) from fault
     if port is None:
         raise OSError(f"ports {ports[0]} to {ports[-1]} are all in use; name another with --port")
+    assert fault is not None  # the last port's
     if fault.errno == errno.EACCES:
         raise OSError(f"port {port} needs other rights; choose one from 1024 on with --port")
     raise OSError(

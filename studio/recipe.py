@@ -266,6 +266,7 @@ class Recipe:
     @property
     def truncation(self) -> tuple[float, float]:
         """Return psi of the coarse and middle layers, and of the fine ones."""
+        assert self.psi is not None  # as of __post_init__
         return self.psi, self.psi if self.fine is None else self.fine
 
     def plain(self, seed: int | None = None) -> Self:
@@ -276,7 +277,7 @@ class Recipe:
         """Return what addresses, PNGs and JSON share: names and short texts, defaults left out."""
         varied = (*filter(None, [self.vary]), *self.steps)
         lists = {"mix": self.mix, "edit": self.edits, "vary": varied}
-        texts = {"seed": str(self.seed), "psi": number_text(self.psi)}
+        texts = {"seed": str(self.seed), "psi": number_text(self.truncation[0])}
         texts |= {} if self.fine is None else {"fine": number_text(self.fine)}
         texts |= {name: ",".join(map(str, parts)) for name, parts in lists.items() if parts}
         ones = {"between": self.between, "w": self.w}
@@ -508,14 +509,14 @@ def recipe_from_query(
             )
     psis, more = read_truncation(query, psi_range, source)
     faults += more
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, rule in RULES.items():
         parts[name], fits = read_part(name, query.get(name, ""))
         if not fits:
             faults.append(f"The {name} in this {source} cannot all be used ({rule}).")
     if query.get("rev", revision) != revision:
         faults.append(f"This {source} was made with other weights, so its face may differ here.")
-    return Recipe(seed, **psis, **as_fields(parts)), " ".join(faults)
+    return Recipe(seed, **as_fields(psis | parts)), " ".join(faults)
 
 
 def read_truncation(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -25,9 +25,6 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from model import WEIGHTS_NAME, ModelError
-
-if TYPE_CHECKING:
-    from studio.faces import Studio
 
 MAX_COMMITS = 64  # whose weights' SHA-256 is asked for
 MAX_SECONDS = 10.0  # of asking, and of silence in one request
@@ -38,33 +35,42 @@ EARLIER = Path(__file__).resolve().parent.parent / "assets" / "earlier"
 MAX_SEARCHES = 4  # at once
 
 
-class Search:
+class Opened(Protocol):
+    """What is opened: something that knows which weights it has."""
+
+    revision: str  # first 12 hex digits of their SHA-256
+
+
+Kind = TypeVar("Kind", bound=Opened)
+
+
+class Search(Generic[Kind]):
     """One revision that somebody waits for."""
 
     def __init__(self) -> None:
         self.done = Event()
-        self.found: Studio | None = None
+        self.found: Kind | None = None
 
 
-class Revisions:
+class Revisions(Generic[Kind]):
     """Finds, opens and keeps a few other revisions, of the bundle or of one repository.
 
     Args:
-        load: (folder or repository, commit or None) → a studio; raises ModelError.
+        load: (folder or repository, commit or None) → what is opened; raises ModelError.
     """
 
-    def __init__(self, load: Callable[[str | Path, str | None], Studio]) -> None:
+    def __init__(self, load: Callable[[str | Path, str | None], Kind]) -> None:
         self._load = load
         self._lock = Lock()  # of what is kept; never held while the Hub is asked
         self._asking = Lock()
-        self._opened: OrderedDict[str, Studio] = OrderedDict()
-        self._searches: dict[str, Search] = {}
+        self._opened: OrderedDict[str, Kind] = OrderedDict()
+        self._searches: dict[str, Search[Kind]] = {}
         self._commits: dict[str, str] = {}  # first 12 hex digits of the weights → commit
         self._asked: set[str] = set()  # commits whose weights are known
         self._asked_all_at = float("-inf")
 
-    def open(self, repo: str, rev: str, patience: float = PATIENCE) -> Studio | None:
-        """Return a studio of the weights that `rev` names, or None.
+    def open(self, repo: str, rev: str, patience: float = PATIENCE) -> Kind | None:
+        """Return what was opened of the weights that `rev` names, or None.
 
         None: no revision of the bundle or of this repository ("": there is none), none that can
         be used, or the Hub is slow; it may then be there when asked again.
@@ -85,7 +91,7 @@ class Revisions:
         search.done.wait(patience)
         return search.found
 
-    def _run(self, repo: str, rev: str, search: Search) -> None:
+    def _run(self, repo: str, rev: str, search: Search[Kind]) -> None:
         """Find and open a revision, and keep it."""
         try:
             with self._asking:
@@ -99,13 +105,13 @@ class Revisions:
                 del self._searches[rev]
             search.done.set()
 
-    def _open(self, repo: str, rev: str) -> Studio | None:
+    def _open(self, repo: str, rev: str) -> Kind | None:
         """Open a revision, or return None and tell the operator why."""
         try:
             if is_bundled(rev):
                 return self._load(EARLIER / rev, None)
             commit = find_cached(repo, rev) or self._find(repo, rev) if repo else None
-            studio = self._load(repo, commit) if commit else None
+            opened = self._load(repo, commit) if commit else None
         except (
             Exception
         ) as error:  # the client's HTTP library, which its version decides, has its own
@@ -113,7 +119,7 @@ class Revisions:
                 self._asked_all_at = time.monotonic()  # a Hub that fails is left alone for a while
             logging.getLogger(__name__).warning("revision %s of %s: %s", rev, repo, error)
             return None
-        return studio if studio and studio.revision == rev else None
+        return opened if opened and opened.revision == rev else None
 
     def _find(self, repo: str, rev: str) -> str | None:
         """Return the commit whose weights start with `rev`; ask the Hub if it is not known."""

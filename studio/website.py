@@ -40,6 +40,7 @@ from studio.export import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model import Enlarger
     from studio.directions import Directions
     from studio.faces import Studio
 
@@ -113,15 +114,16 @@ def write_latents(studio: Studio, folder: Path) -> list[str]:
     """Write what leads from z to ws, and the directions; return the names of the files."""
     from safetensors.torch import save, save_file
 
-    from model import DIRECTIONS_NAME
+    from model import DIRECTIONS_NAME, EqualLinear, Generator
 
     names = (LATENTS_NAME, DIRECTIONS_NAME)
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    if not studio.G.num_ws:
+    if not isinstance(studio.G, Generator):
         return []
     tensors = {"w_avg": studio.G.w_avg}
     for index, layer in enumerate(studio.G.mapping_network.layers):
+        assert isinstance(layer, EqualLinear)
         weight, bias = layer.scale()
         tensors |= {f"mapping.{index}.weight": weight, f"mapping.{index}.bias": bias}
     save_file({k: v.detach().float().contiguous() for k, v in tensors.items()}, folder / names[0])
@@ -178,7 +180,7 @@ def write_enlarger(studio: Studio, folder: Path) -> list[str]:
     class Enlarge(nn.Module):
         """uint8 faces `[N, H, W, C]` → uint8 faces `[N, 4H, 4W, C]`."""
 
-        def __init__(self) -> None:
+        def __init__(self, network: Enlarger) -> None:
             super().__init__()
             self.network = thaw(network)
 
@@ -187,13 +189,13 @@ def write_enlarger(studio: Studio, folder: Path) -> list[str]:
 
     size, channels = studio.size, studio.G.img_channels
     example = {"small": torch.zeros(3, size, size, channels, dtype=torch.uint8)}
-    write_onnx(Enlarge().eval(), example, folder / ENLARGER_NAME)
+    write_onnx(Enlarge(network).eval(), example, folder / ENLARGER_NAME)
     return [ENLARGER_NAME]
 
 
 def describe_latents(studio: Studio) -> dict[str, Any]:
     """Return what the page has to know of w, of larger faces, and of other releases."""
-    from model import LRELU_SLOPE
+    from model import LRELU_SLOPE, Generator
     from studio.revisions import EARLIER
 
     earlier = EARLIER / "releases.json"
@@ -203,7 +205,7 @@ def describe_latents(studio: Studio) -> dict[str, Any]:
         "earlier": json.loads(earlier.read_text()) if earlier.is_file() else [],
         "directions_notice": studio.directions_notice,
     }
-    if studio.G.num_ws:
+    if isinstance(studio.G, Generator):
         groups = studio.G.layer_groups.items()
         facts |= {
             "w_dim": studio.G.w_dim,
@@ -216,6 +218,9 @@ def describe_latents(studio: Studio) -> dict[str, Any]:
 
 def probe(studio: Studio) -> list[int]:
     """Return PROBE × PROBE pixels of the average face, row by row, all channels of each."""
+    from model import Generator
+
+    assert isinstance(studio.G, Generator)
     face = studio.draw_ws(studio.G.w_avg.expand(1, studio.G.num_ws, -1))[0]
     at = [(2 * i + 1) * studio.size // (2 * PROBE) for i in range(PROBE)]
     return face[at][:, at].reshape(-1).tolist()

@@ -96,6 +96,9 @@ class AdaptiveStrength(nn.Module):
     """
 
     INTERVAL = 4  # steps from one comparison to the next, as in the paper
+    strength: Tensor
+    signs: Tensor
+    parts: Tensor
 
     def __init__(self, target: float, kimg: float = 500.0, most: float = 1.0) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 try:
     import fcntl
 except ImportError:  # not POSIX: folders are not locked there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "kaogan-checkpoint-2"
 UNSEALED = "kaogan-checkpoint-1"  # before digests; still read
@@ -371,8 +371,8 @@ def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None
     """Give an optimizer back its slots."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, slot = key.split("/")
-        state.setdefault(int(index), {})[slot] = tensor
+        place, slot = key.split("/")
+        state.setdefault(int(place), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, slots in state.items():

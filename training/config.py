@@ -471,7 +471,7 @@ def make_parser() -> argparse.ArgumentParser:
         elif get_origin(kind) is tuple:
             parser.add_argument(flag(spec.name), nargs="+", type=get_args(kind)[0], help=about)
         else:
-            options = {"choices": spec.metadata["choices"] or None}
+            options: dict[str, Any] = {"choices": spec.metadata["choices"] or None}
             if bare := spec.metadata["bare"]:
                 options |= {"nargs": "?", "const": bare}
             parser.add_argument(flag(spec.name), type=kind, help=about, **options)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from model import (
@@ -42,7 +41,7 @@ from training.metrics import (
 
 
 def score(
-    G: nn.Module,
+    G: KaoganModel,
     faces: Faces,
     *,
     samples: int,

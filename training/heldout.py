@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,13 +58,12 @@ class HeldOut:
         self.count = count - count % config.group_size or count  # D looks at whole groups
         # With the run's own seed, what is judged of the learned pictures comes in the order in
         # which D sees them, so D has seen it.
-        options = {"seed": config.seed, "xflip": config.xflip, "device": device}
+        options: dict[str, Any] = {"seed": config.seed, "xflip": config.xflip, "device": device}
         options |= {"batch_size_per_process": self.count, "on_device": False}
         self.learned = Batches(faces, rows=learned, **options)
         self.held = Batches(faces, rows=held, **options)
-        self.recent: deque[tuple[float, float, float]] = deque(
-            maxlen=max(2, -(-STEADY // self.count))
-        )
+        self.enough = max(2, -(-STEADY // self.count))
+        self.recent: deque[tuple[float, ...]] = deque(maxlen=self.enough)
 
     @torch.no_grad()
     def judge(
@@ -113,7 +113,7 @@ class HeldOut:
         """
         self.recent.append(tuple(judged[name] for name in ("d_learned", "d_held_out", "d_drawn")))
         learned, held, drawn = np.mean(self.recent, 0)
-        if len(self.recent) < self.recent.maxlen or learned <= drawn:
+        if len(self.recent) < self.enough or learned <= drawn:
             return 0.0
         return float((learned - held) / (learned - drawn))
 

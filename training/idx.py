@@ -48,7 +48,7 @@ def read_idx(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} cannot be read ({error!s:.100}): fetch it again") from error
 
 
-def read_header(file: BinaryIO, path: Path) -> tuple[int, int, int]:
+def read_header(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, int, int]:
     """Return count, height and width, or raise DataError."""
     header = file.read(16)
     if len(header) < 16 or header[:4] != struct.pack(">I", MAGIC):

@@ -79,6 +79,7 @@ def relativistic_d(real_logits: Tensor, fake_logits: Tensor, real_label: float =
 
 def relativistic_g(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
     """Return softplus(-(fake - real)) over pairs."""
+    assert real_logits is not None
     return F.softplus(real_logits - fake_logits).mean()
 
 
@@ -138,7 +139,7 @@ def d_loss(
         "d_sign": (real_logits.detach().sign() - fake_logits.detach().sign()).mean() / 2,
     }
     if penalised:
-        squares = squared_gradient(logits[0], batches[0]).split(len(real))
+        squares = torch.split(squared_gradient(logits[0], batches[0]), len(real))
         for name, gamma, at in zip(("r1", "r2"), (r1_gamma, r2_gamma), squares, strict=False):
             loss = loss + gamma / 2 * at.mean()
             stats[name] = at.detach().mean()

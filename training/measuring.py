@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def fit_to_time(run: Run) -> tuple[int, int | None]:
     """Return what fits the run's share for measuring, and say where that is less than asked."""
     config = run.config
     extractor = build_extractor(config.metric_features, device=run.accelerator.device)
-    where = {"cache_dir": run.faces.path, "data_key": run.faces.key}
+    where: dict[str, Any] = {"cache_dir": run.faces.path, "data_key": run.faces.key}
     end = run.schedule.end / 1000 or math.inf  # not known yet where time decides it
     ahead = [mark for mark in config.metric_marks() if run.nimg / 1000 < mark < end]
     seconds = 60 * config.max_minutes * MEASURED_SHARE / (1 + len(ahead))

@@ -39,6 +39,7 @@ from model import (
     Discriminator,
     Enlarger,
     Generator,
+    KaoganModel,
     ModelError,
     keep_freed_memory,
     latents_from_seeds,
@@ -77,7 +78,7 @@ def draw(
         yield from faces
 
 
-def floating(network: Generator | Discriminator) -> list[str]:
+def floating(network: KaoganModel) -> list[str]:
     """Name the tensors of a network that could be stored in 16 bits."""
     return [k for k, v in network.state_dict().items() if v.is_floating_point()]
 
@@ -117,7 +118,7 @@ def steps_from(faces: np.ndarray, G: Generator) -> Iterator[np.ndarray]:
         yield np.abs(face.astype(int) - other)
 
 
-def store(network: Generator | Discriminator, folder: Path) -> None:
+def store(network: KaoganModel, folder: Path) -> None:
     """Store a network: D in 16 bits, of G the tensors where no pixel shows it."""
     names = floating(network)
     if isinstance(network, Generator):

@@ -88,9 +88,9 @@ class Run:
     batches: Batches
     G: nn.Module  # prepared: wrapped for several processes
     D: nn.Module
-    G_raw: nn.Module  # the same networks, bare
-    D_raw: nn.Module
-    averages: dict[float, nn.Module]  # of G, by half-life in thousand images; 0: G itself
+    G_raw: KaoganModel  # the same networks, bare
+    D_raw: KaoganModel
+    averages: dict[float, KaoganModel]  # of G, by half-life in thousand images; 0: G itself
     G_opt: Any
     D_opt: Any
     precision: Precision
@@ -120,7 +120,7 @@ class Run:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a checkpoint holds, by name; no average where there is none."""
-        networks = {"G": self.G_raw, "D": self.D_raw}
+        networks: dict[str, nn.Module] = {"G": self.G_raw, "D": self.D_raw}
         if self.P:
             networks["projected"] = self.P_raw
         if self.strength:
@@ -131,12 +131,12 @@ class Run:
         return networks
 
     @property
-    def G_ema(self) -> nn.Module:
+    def G_ema(self) -> KaoganModel:
         """The first average, which grids show; G itself where there is none."""
         return next(iter(self.averages.values()))
 
     @property
-    def P_raw(self) -> nn.Module:
+    def P_raw(self) -> KaoganModel:
         """The projected discriminator beside D, bare."""
         return self.accelerator.unwrap_model(self.P)
 
@@ -162,14 +162,15 @@ def build(config: TrainConfig) -> Run:
     faces = pack_faces(config, accelerator)
     torch.manual_seed(config.seed)
     G, D = NETWORKS[config.networks](config)
-    G, D = (n.to(accelerator.device, memory_format=torch.channels_last) for n in (G, D))
+    for network in (G, D):
+        network.to(accelerator.device).to(memory_format=torch.channels_last)
     if config.init_from and not checkpoint:
         init_from(config.init_from, G, D, accelerator.print)
         if accelerator.is_main_process:
             G.save_pretrained(folder / "start")
     averages = {length: make_average(G, config) for length in config.ema_kimg}
     G_opt, D_opt = make_adam(G, config.g_lr, config), make_adam(D, config.d_lr, config)
-    prepared = accelerator.prepare(G, D, G_opt, D_opt)
+    ready_G, ready_D, G_opt, D_opt = accelerator.prepare(G, D, G_opt, D_opt)
     learned, held = keep_apart(config, faces, checkpoint, accelerator.print)
     batches = Batches(
         faces,
@@ -183,8 +184,8 @@ def build(config: TrainConfig) -> Run:
     )
     precision = choose_precision(config.mixed_precision, accelerator.device)
     run = Run(
-        config, accelerator, folder, faces, batches, *prepared[:2], G, D, averages, *prepared[2:],
-        precision, make_schedule(config),
+        config, accelerator, folder, faces, batches, ready_G, ready_D, G, D, averages,
+        G_opt, D_opt, precision, make_schedule(config),
         make_compiler(config.compile, accelerator.device, accelerator.print),
     )  # fmt: skip
     for network in (G, D):
@@ -210,7 +211,7 @@ def make_adam(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim
     return torch.optim.Adam(network.parameters(), lr, betas, fused=True)
 
 
-def make_average(G: nn.Module, config: TrainConfig) -> nn.Module:
+def make_average(G: KaoganModel, config: TrainConfig) -> KaoganModel:
     """Return the G that is shown and kept: an average of its own or, for --ema-kimg 0, G itself.
 
     G itself means the same tensors in modules of their own, which stay in evaluation mode while
@@ -232,7 +233,7 @@ def add_projected(run: Run, source: str) -> None:
     P = ProjectedDiscriminator(size, config.img_channels)
     if source:
         init_heads(source, P, run.accelerator.print)
-    P = P.to(device, memory_format=torch.channels_last)
+    P = P.to(device).to(memory_format=torch.channels_last)
     optimizer = make_adam(P, config.projected_lr, config)
     run.P, run.P_opt = run.accelerator.prepare(P, optimizer)
     make_fast(run, P)
@@ -431,7 +432,7 @@ def open_publisher(config: TrainConfig, accelerator: Accelerator) -> Publisher |
     return publisher
 
 
-def kaogan_networks(config: TrainConfig) -> tuple[Generator, nn.Module]:
+def kaogan_networks(config: TrainConfig) -> tuple[Generator, KaoganModel]:
     """Make the style-based generator and its critic."""
     try:
         level = last_level(config.resolution, config.patch)
@@ -450,7 +451,7 @@ def kaogan_networks(config: TrainConfig) -> tuple[Generator, nn.Module]:
     return G, make_critic(config, widths)
 
 
-def make_critic(config: TrainConfig, widths: Sequence[int]) -> nn.Module:
+def make_critic(config: TrainConfig, widths: Sequence[int]) -> KaoganModel:
     """Make the critic that the configuration names."""
     if config.critic == "projected":
         return ProjectedDiscriminator(config.resolution, config.img_channels)
@@ -476,7 +477,7 @@ def fixed_networks(
     return G_kind(z_dim=config.z_dim), D_kind()
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[TrainConfig], tuple[KaoganModel, KaoganModel]]] = {
     "kaogan": kaogan_networks,
     "article": partial(fixed_networks, ArticleGenerator, ArticleDiscriminator),
     "article-deconv": partial(fixed_networks, ArticleDeconvGenerator, ArticleDiscriminator),
@@ -490,7 +491,8 @@ def log_start(run: Run) -> None:
     if config.data == (str(BUNDLED_FACES),):
         say("Training on the bundled faces, which are few; point --data at a folder of your own.")
     skipped = sum(run.faces.skipped.values())
-    held = len(run.held_out.held.rows) if run.held_out else 0
+    rows = run.held_out.held.rows if run.held_out else None
+    held = 0 if rows is None else len(rows)
     say(
         f"{len(run.faces):,} pictures at {config.resolution} px"
         + (f", {held} of them kept apart" if held else "")

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from model import KaoganModel
+from model import Generator, KaoganModel
 from training.metrics import Scores
 
 Network = TypeVar("Network", bound=KaoganModel)
@@ -56,7 +56,7 @@ def combined(A: Network, B: Network, shares: Mapping[str, float], into: Network)
     into.load_state_dict(
         {k: torch.lerp(v, second[k], shares.get(group_of(k), 1.0)) for k, v in first.items()}
     )
-    if hasattr(into, "update_w_avg"):
+    if isinstance(into, Generator):
         into.update_w_avg()
     return into
 

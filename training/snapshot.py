@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import latents_from_seeds, quantise
+from model import Generator, KaoganModel, latents_from_seeds, quantise
 from training.averages import lengths_text
 from training.checkpoint import save_checkpoint
 from training.hub.card import make_card
@@ -23,7 +24,7 @@ GRID_SIDE = 8  # faces along each side of a sample grid
 @torch.no_grad()
 def sample(run: Run, psi: float) -> Tensor:
     """Draw the grid's fixed seeds with G_ema, `[64, C, H, W]` on the CPU."""
-    if hasattr(run.G_ema, "update_w_avg"):
+    if isinstance(run.G_ema, Generator):
         run.G_ema.update_w_avg()
     z = latents_from_seeds(range(GRID_SIDE**2), run.config.z_dim).to(run.accelerator.device)
     return torch.cat([run.G_ema(part, psi).float().cpu() for part in z.split(16)])
@@ -55,7 +56,9 @@ def save(run: Run) -> None:
     require_finite(run, [f"a weight of {name}" for name, good in sound.items() if not good])
     if run.accelerator.is_main_process:
         seconds = run.seconds + minutes(run) * 60
-        held = len(run.held_out.held.rows) if run.held_out else 0
+        rows = run.held_out.held.rows if run.held_out else None
+        held = 0 if rows is None else len(rows)
+        state: dict[str, Any]
         state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key, "held_out": held}
         state |= {"ema_kimg": lengths_text(run.config.ema_kimg), "published": run.published}
         state |= run.schedule.state | run.precision.state
@@ -70,7 +73,7 @@ def save(run: Run) -> None:
 def save_averages(run: Run) -> None:
     """Write the published average as the run's generator and, of several, each under its length."""
     for length, average in run.averages.items():
-        if hasattr(average, "update_w_avg"):
+        if isinstance(average, Generator):
             average.update_w_avg()
         if len(run.averages) > 1:
             (run.folder / "averages").mkdir(exist_ok=True)
@@ -78,7 +81,7 @@ def save_averages(run: Run) -> None:
     save_network(run.averages[run.published], run.folder / "generator")
 
 
-def save_network(network: nn.Module, folder: Path) -> None:
+def save_network(network: KaoganModel, folder: Path) -> None:
     """Write a network beside its place and move its files in, so that none is ever half there."""
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed

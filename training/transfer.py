@@ -26,6 +26,7 @@ from model import (
     Generator,
     KaoganModel,
     ModelError,
+    SynthesisBlock,
     latents_from_seeds,
     load_generator,
     load_network,
@@ -102,7 +103,9 @@ def take_over(network: nn.Module, source: nn.Module) -> tuple[int, int]:
         raise ModelError("no tensor of --init-from fits these networks; match their sizes")
     if isinstance(network, Generator) and isinstance(source, Generator):
         for level in network.blocks.keys() - source.blocks.keys():
-            network.blocks[level].to_rgb.weight.zero_()
+            block = network.blocks[level]
+            assert isinstance(block, SynthesisBlock)
+            block.to_rgb.weight.zero_()
     return taken, len(network.state_dict())
 
 
@@ -167,7 +170,7 @@ def repeat_or_mean(old: Tensor, count: int) -> Tensor | None:
     return None
 
 
-def imitate(G: nn.Module, D: nn.Module, old_G: nn.Module, old_D: nn.Module | None) -> list[str]:
+def imitate(G: nn.Module, D: nn.Module, old_G: KaoganModel, old_D: nn.Module | None) -> list[str]:
     """Teach levels that stand where a patch stood to do what the patch did; the rest stays.
 
     Call it after `take_over`. A network without such a level is left alone. The faces looked at
@@ -180,7 +183,7 @@ def imitate(G: nn.Module, D: nn.Module, old_G: nn.Module, old_D: nn.Module | Non
     for old in filter(None, (old_G, old_D)):
         old.requires_grad_(False)
     said = []
-    if isinstance(G, Generator) and gives_up_patch(G, old_G):
+    if isinstance(G, Generator) and isinstance(old_G, Generator) and gives_up_patch(G, old_G):
         error = learn(G, old_G, lambda z: (G(z), old_G(z)), old_G.z_dim)
         said.append(f"G {error:.2f}")
     if type(D) is type(old_D) is Discriminator and gives_up_patch(D, old_D):
@@ -201,7 +204,7 @@ def lacking(network: nn.Module, other: nn.Module) -> set[str]:
     return {n for n, tensor in network.state_dict().items() if shapes.get(n) != tensor.shape}
 
 
-def gives_up_patch(new: KaoganModel, old: KaoganModel) -> bool:
+def gives_up_patch(new: Generator | Discriminator, old: Generator | Discriminator) -> bool:
     """Tell whether `new` is `old` but for levels of features where that has a patch."""
     deeper = new.resolution == old.resolution and len(new.blocks) > len(old.blocks)
     return deeper and all("_rgb." in name for name in lacking(old, new))
@@ -233,9 +236,10 @@ def init_from(source: str, G: nn.Module, D: nn.Module, say: Callable[[str], None
         ModelError: as `open_pair` and `take_over` do.
     """
     device = next(G.parameters()).device
-    old_G, old_D = (old and old.to(device) for old in open_pair(source))
+    old_G, old_D = open_pair(source)
+    old_G, old_D = old_G.to(device), old_D and old_D.to(device)
     parts = ["G {} of {}".format(*take_over(G, old_G))]
-    if type(old_D) is type(D):  # another kind of critic learns afresh
+    if old_D is not None and type(old_D) is type(D):  # another kind of critic learns afresh
         parts.append("D {} of {}".format(*take_over(D, old_D)))
     else:
         parts.append("D none")

@@ -19,6 +19,7 @@ from contextlib import suppress
 from PIL import Image
 from torch import Tensor
 
+from model import Generator
 from studio.faces import Studio
 from studio.latents import encode_ws
 from studio.match.errors import MatchError
@@ -60,6 +61,7 @@ def match(
 
 def to_recipe(studio: Studio, ws: Tensor) -> Recipe:
     """Return the recipe of latents `[num_ws, w_dim]`."""
+    assert isinstance(studio.G, Generator)
     w = encode_ws(studio.G, ws)
     return Recipe(zlib.crc32(w.encode()), 1.0, w=w)
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from model import Whitening, latents_from_seeds, quantise
+from model import Generator, Whitening, latents_from_seeds, quantise
 from studio.faces import Studio
 from studio.match.align import SMALL, align, cut_all, shrink
 from studio.morph import Stopped
@@ -91,6 +91,7 @@ class Matcher:
 
     @torch.enable_grad()
     def __init__(self, studio: Studio) -> None:
+        assert isinstance(studio.G, Generator)
         self.G, self.D, self.E = studio.G, studio.D, studio.encoder
         self.whitening = self.E.whitening if self.E else Whitening.of(self.G)
         with torch.no_grad():

@@ -23,7 +23,7 @@ class Api:
 
     def __init__(self, context: PageContext, morph: MorphTab) -> None:
         self.context, self.morph_tab = context, morph
-        number = {"visible": False, "precision": None}
+        number: dict[str, Any] = {"visible": False, "precision": None}
         seed = gr.Number(42, label="seed", **number)
         psi = gr.Number(None, label="psi", **number)
         fine = gr.Number(None, label="fine", **number)
@@ -82,9 +82,10 @@ class Api:
             fine: variety of the fine layers; that of the others if only `psi` is given.
         """
         with api_errors():
-            first = Recipe(first_seed, psi, fine).seed
+            seed: Any = first_seed  # a recipe takes a whole float
+            first = Recipe(seed, psi, fine).seed
             last = min(first + WALL_FACES, SEED_MAX + 1)
-            recipes = [Recipe(seed, psi, fine) for seed in range(first, last)]
+            recipes = [Recipe(each, psi, fine) for each in range(first, last)]
             paths = self.context.album.faces(recipes)
         return list(zip(paths, (str(recipe.seed) for recipe in recipes), strict=True))
 
@@ -100,7 +101,9 @@ class Api:
             fine: variety of the fine layers; that of the others if only `psi` is given.
         """
         with api_errors():
-            recipes = cross(Recipe(seed_a, psi, fine), Recipe(seed_b).seed)
+            a: Any = seed_a  # a recipe takes whole floats
+            b: Any = seed_b
+            recipes = cross(Recipe(a, psi, fine), Recipe(b).seed)
             paths = self.context.album.faces(recipes)
         names = ["between" if g is None else "+".join(g) or "A" for g in SHEET]
         return list(zip(paths, names, strict=True))

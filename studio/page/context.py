@@ -35,8 +35,13 @@ PLACES = {
 SPACE = os.environ.get("SPACE_ID")  # set on a Space, whose page is shown inside another address
 HOME = f"https://huggingface.co/spaces/{SPACE}" if SPACE else ""
 # How events answer: nothing of them is an API, small ones show no progress.
-QUIET = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
-LIVE = {**QUIET, "trigger_mode": "always_last"}  # a dragged slider: the last position wins
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "preprocess": False,
+}
+# A dragged slider: the last position wins.
+LIVE: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 
 
 class PageContext:
@@ -72,7 +77,7 @@ class PageContext:
         self.keep = gr.BrowserState(
             [], storage_key="kaogan-favourites", secret="kaogan-keeps-recipes"
         )
-        self.tabs: gr.Tabs | None = None
+        self.tabs: gr.Tabs  # laid out after this
         self.names: tuple[str, ...] = ()
         self.meet_outputs: list[Any] = []
         self.meet: Callable[..., tuple] = lambda *_: ()

@@ -58,7 +58,7 @@ class MatchTab:
                     buttons=["fullscreen"], elem_id="pair-slider", visible=False,
                 )  # fmt: skip
                 # Both pictures travel inside the answer, so that no file of them is written.
-                self.pair.postprocess = as_data
+                self.pair.postprocess = as_data  # type: ignore[method-assign, assignment]
                 self.meet = gr.Button(label("match.meet"), elem_id="match-meet", visible=False)
         self.shown = [
             context.match_found, self.bar, self.empty, self.pair, self.meet, self.note, self.upload
@@ -94,7 +94,8 @@ class MatchTab:
         skip, show, hide = gr.skip(), gr.update(visible=True), gr.update(visible=False)
         square = fit_square(picture)
         studio = self.context.studio
-        reached, first = [0.0], queue.SimpleQueue()
+        reached = [0.0]
+        first: queue.SimpleQueue[Recipe] = queue.SimpleQueue()
         slow = "" if studio.encoder else say(request, "match.slow")
         with self.context.stoppable(request) as stop, ThreadPoolExecutor(1) as one:
             looking = one.submit(
@@ -146,7 +147,8 @@ def as_data(value: tuple[Image.Image, Image.Image] | None) -> SliderData | None:
     """Turn two pictures into data: addresses, in place of `gr.ImageSlider.postprocess`."""
     if value is None:
         return None
-    return SliderData(root=tuple(ImageData(url=data_url(image)) for image in value))
+    left, right = (ImageData(url=data_url(image)) for image in value)
+    return SliderData(root=(left, right))
 
 
 def searching_bar(request: gr.Request, share: float) -> str:

@@ -29,7 +29,7 @@ from studio.recipe import (
 COLOURS = ("hair", "eyes")
 # Answered at once: Gradio's queue adds a second request and its own pace. The drawing thread
 # has a queue anyway.
-AT_ONCE = {"queue": False}
+AT_ONCE: dict[str, Any] = {"queue": False}
 FOLLOW = "(address) => window.kaogan.follow(address)"
 STEP = "(address) => window.kaogan.step({by})"
 APART = "(address) => window.kaogan.apart(address)"
@@ -173,7 +173,7 @@ class MeetTab:
     def wire(self) -> None:
         """Connect the components with what they do."""
         context, everything = self.context, self.context.meet_outputs
-        controls = [self.seed, self.psi, self.fine, *self.sliders.values()]
+        controls: list[Any] = [self.seed, self.psi, self.fine, *self.sliders.values()]
         gr.on(
             [control.input for control in controls],
             self.change,
@@ -273,7 +273,7 @@ class MeetTab:
 
         return paint
 
-    def truncation(self, psi: Any, fine: Any) -> dict[str, float]:
+    def truncation(self, psi: Any, fine: Any) -> dict[str, Any]:
         """Return what the two sliders of variety say, as a recipe's fields."""
         fine = slide(fine, DEFAULT_FINE) if self.context.studio.G.num_ws else None
         return {"psi": slide(psi), "fine": fine}

@@ -34,7 +34,8 @@ class SharedConfig(BlocksConfig):
         new._described = self._described
         return new
 
-    def config_for_block(
+    # Gradio's is static, but called of an instance, whose components this one knows.
+    def config_for_block(  # type: ignore[override]
         self, _id: int, rendered_ids: list[int], block: Block, renderable: Any = None
     ) -> dict[str, Any]:
         """Describe a component; the answer is the caller's to change, except inside its values."""

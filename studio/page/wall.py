@@ -140,7 +140,7 @@ class WallTab:
         context = self.context
         place, busy = context.wall_place, busy_on(self.wall)
         tab.select(self.enter, [place, context.wall_faces], self.shown, **busy)
-        knobs = [self.first, self.psi, self.fine, self.radius, self.best]
+        knobs: list[Any] = [self.first, self.psi, self.fine, self.radius, self.best]
         gr.on(
             [k.input for k in knobs], self.change, [place, *knobs], [*self.shown, self.note], **LIVE
         )
@@ -237,7 +237,7 @@ class WallTab:
             yield *(gr.skip(),) * len(self.shown), say(request, "fault.seed")
             return
         radius = min(max(to_float(radius, RADIUS), 0.05), 1.0)
-        psis = {"psi": slide(psi), "fine": slide(fine, DEFAULT_FINE)}
+        psis: dict[str, Any] = {"psi": slide(psi), "fine": slide(fine, DEFAULT_FINE)}
         place = replace(old, first=int(first), **psis, radius=radius, best=bool(best))
         for values in self.hang(request, place):
             shown = list(values)

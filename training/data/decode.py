@@ -115,7 +115,7 @@ def decode(data: bytes, resolution: int, channels: int) -> np.ndarray:
         data = data[:MAX_GIF_BYTES] if data[:3] == b"GIF" else data
         if _is_laborious(data):
             raise SkipError("too laborious")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise SkipError("over 64 megapixels")
         # Lets libjpeg decode a far too large JPEG at a half, quarter or eighth of its size.

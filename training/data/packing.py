@@ -127,7 +127,7 @@ def _load(folder: Path) -> Faces | None:
             return None
         names = tuple(meta["label_names"])
         labels = np.load(folder / "labels.npy", allow_pickle=False) if names else None
-        if names and labels.shape != (shape[0], len(names)):
+        if labels is not None and labels.shape != (shape[0], len(names)):
             return None
         images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
         return Faces(images, labels, names, folder, meta["key"], meta["skipped"])

@@ -79,7 +79,8 @@ def find_entries(sources: str | Sequence[str]) -> tuple[list[Entry], list[Entry]
 
 def _expand(source: str) -> tuple[Path, list[str]]:
     """Turn a source into its root folder and its files' names there, loose files first."""
-    is_remote, unread = source.startswith("hf://"), []
+    is_remote = source.startswith("hf://")
+    unread: list[str] = []
     path = Path(source).expanduser()
     if is_remote:
         path, unread = _download(source)
@@ -158,12 +159,12 @@ def conversion_advice(kind: str) -> str:
 def _entries(root: Path, name: str, group: str) -> Iterator[Entry]:
     """Yield the one entry of a loose file, or the entries of a zip by name."""
     if not name.lower().endswith(".zip"):
-        path = os.path.join(root, name)  # noqa: PTH118, likewise
+        file = os.path.join(root, name)  # noqa: PTH118, likewise
         if why_unread(name):  # of a Hub data set it was not even downloaded
-            yield Entry(path, None, name, 0, 0, group)
+            yield Entry(file, None, name, 0, 0, group)
             return
-        stat = os.stat(path)  # noqa: PTH116
-        yield Entry(path, None, name, stat.st_size, stat.st_mtime_ns, group)
+        stat = os.stat(file)  # noqa: PTH116
+        yield Entry(file, None, name, stat.st_size, stat.st_mtime_ns, group)
         return
     path = root / name
     infos = _list_zip(path)
@@ -199,9 +200,9 @@ def _list_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
 class ZipReader(io.FileIO):
     """A zip's file; zipfile reads the list of files at once, and a hostile one is endless."""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """Read, but never more than a list of files may take."""
-        if size > MAX_DIRECTORY_BYTES:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
             raise DataError(
                 f"{self.name} lists too many files (over {MAX_DIRECTORY_BYTES >> 20} MiB of "
                 "names): split it into several zips"

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -75,7 +75,7 @@ def fill(
 
 def _run(
     work: Callable, starts: Sequence[int], chunks: list[list[Entry]], workers: int
-) -> Iterator[tuple[int, dict[int, str]]]:
+) -> Generator[tuple[int, dict[int, str]], None, None]:
     """Run the chunks in order, in this process or in a pool of them."""
     if workers == 1:
         try:
@@ -102,6 +102,7 @@ def _start_worker() -> None:
     open_zip.cache_clear()  # a forked handle shares its place in the file with every sibling
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def follow() -> None:
         parent.join()

@@ -147,6 +147,7 @@ class Publisher:
             error = self._try()
             with self._changed:
                 snapshot, self._current = self._current, None
+                assert snapshot is not None  # _take took one
                 if error is None:
                     self._failures = 0
                     continue
@@ -160,10 +161,11 @@ class Publisher:
                         f"{snapshot.message} could not be pushed to {self.repo} ({self._fault}). "
                         f"It is all in {snapshot.folder}; training goes on, and so do the tries."
                     )
-                was_closing = self._closing
-                self._changed.wait_for(
-                    lambda was=was_closing: self._closing and not was, self._pause(error)
-                )
+
+                def begins_to_close(was_closing: bool = self._closing) -> bool:
+                    return self._closing and not was_closing
+
+                self._changed.wait_for(begins_to_close, self._pause(error))
 
     def _take(self) -> bool:
         """Wait for a snapshot and make it the current one; False when closed and none is left."""
@@ -175,6 +177,7 @@ class Publisher:
     def _try(self) -> Exception | None:
         """Push the current snapshot; return what went wrong."""
         snapshot = self._current
+        assert snapshot is not None
         try:
             commit, note = self._push(snapshot)
         except Exception as error:  # whatever a failing Hub makes the client raise
@@ -220,7 +223,7 @@ class Publisher:
     def _describe(self, error: Exception) -> str:
         """Say in words what went wrong, without the token."""
         status = status_of(error)
-        words = {
+        words: dict[int | None, str] = {
             401: "the Hub refused the token: make one that may write at "
             "https://huggingface.co/settings/tokens and set HF_TOKEN",
             403: "this token may not write there",

@@ -267,7 +267,8 @@ def _centred(
     device = torch.device(device)
     # A GPU that trains may round float32 products to ten bits (TF32); float64 it leaves alone.
     dtype = torch.float64 if device.type == "cuda" else torch.float32
-    return tuple(torch.from_numpy(rows - centre).to(device, dtype) for rows in (a, b))
+    first, second = (torch.from_numpy(rows - centre).to(device, dtype) for rows in (a, b))
+    return first, second
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:

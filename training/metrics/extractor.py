@@ -30,7 +30,9 @@ class Extractor(nn.Module):
                 f"Features need images [N, C, H, W] of 1 or 3 channels, not {list(images.shape)}."
             )
         images = images.expand(-1, 3, -1, -1)
+        if self.input_size is None:
+            return images
         size = (self.input_size, self.input_size)
-        if self.input_size is None or images.shape[2:] == size:
+        if images.shape[2:] == size:
             return images
         return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)

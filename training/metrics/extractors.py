@@ -38,6 +38,7 @@ class OrientedGradients(Extractor):
     CELLS = 8  # a side
     COLOUR_WEIGHT = 0.3  # brings colours to about the spread of the histograms
     dim = CELLS * CELLS * (BINS + 3)
+    luma: Tensor
 
     def __init__(self, input_size: int | None = 128) -> None:
         super().__init__(input_size)
