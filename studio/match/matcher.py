@@ -8,8 +8,8 @@ whitened as `model.Whitening` has it: first one v for all layers, then one for e
 first comes tells whether the picture is a generated face. If so, only pixels count; else what the
 discriminator and the encoder see counts too, since pixels alone are met best by blurs. Numbers of v
 are divided by the root of the curvature of the pixels' loss along them, measured once on drawn
-faces: without that, twice as many steps are needed. Where a generator has no encoder, the search starts from the most similar of
-some drawn faces.
+faces: without that, twice as many steps are needed. Where a generator has no encoder, the search
+starts from the most similar of some drawn faces.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def take_snapshot(
     if fit_directions(folder / "generator"):
         places[DIRECTIONS_NAME] = folder / "generator" / DIRECTIONS_NAME
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        for network in ("discriminator", "projected", "enlarger"):
+        for network in ("discriminator", "projected", "enlarger", "encoder"):
             places[f"{network}/{name}"] = folder / network / name
     places["enlarger/README.md"] = folder / "enlarger" / "README.md"  # it names the teacher
     grids = find_grids(folder)
