@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,20 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from benchmarks.common import svg_pyplot
+from benchmarks.common import (
+    ROOT,
+    BenchError,
+    finish,
+    make_parser,
+    median,
+    renew_section,
+    svg,
+    table,
+)
 from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
 from training.config import BUNDLED_FACES, PRESETS, make_config
 from training.losses import OBJECTIVES
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "article"
 DOCS = ROOT / "docs" / "article"
 REPORT = ROOT / "docs" / "article.md"
@@ -207,12 +214,12 @@ def measure_speed() -> dict[str, Any]:
             printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             found[kind].append(float(printed.stdout.split()[-1]))
             print(f"{kind}: {found[kind][-1]:.2f} images/s", flush=True)
-    medians = {kind: round(statistics.median(rates), 2) for kind, rates in found.items()}
+    medians = {kind: round(median(rates), 2) for kind, rates in found.items()}
     factors = [a / b for a, b in zip(found["article-bce"], found["naive"], strict=True)]
     cuda = torch.cuda.is_available()
     return {
         "images_per_s": medians,
-        "factor": round(statistics.median(factors), 2),
+        "factor": round(median(factors), 2),
         "factors": [round(f, 2) for f in factors],
         "batch_size": SPEED_BATCH,
         "threads": torch.get_num_threads(),
@@ -224,7 +231,7 @@ def kaogan_speed() -> float:
     """Return how many images Kaogan trains on in the time of one of the tutorial's."""
     path = DOCS / "speed.json"
     if not path.exists():
-        raise SystemExit("benchmarks.article: run --speed first, or give --kaogan-speed")
+        raise BenchError("run --speed first, or give --kaogan-speed")
     rates = json.loads(path.read_text())["images_per_s"]
     return rates["kaogan"] / rates["article-bce"]
 
@@ -233,19 +240,22 @@ def kaogan_speed() -> float:
 # The report
 
 
-def report(options: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> str:
     """Write figures, plots and drawn faces into docs/article, and the report's tables."""
     DOCS.mkdir(parents=True, exist_ok=True)
     runs = {name: options.runs / name for name in VARIANTS}
     runs = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
     if not runs:
-        raise SystemExit(f"benchmarks.article: {options.runs} holds no run; train with --run")
+        raise BenchError(f"{options.runs} holds no run; train with --run")
     figures = {name: collect(folder) for name, folder in runs.items()}
     text = json.dumps(figures, indent=1) + "\n"
     (DOCS / "figures.json").write_text(text, encoding="utf-8")
     draw_plots(figures)
     draw_films(runs)
-    fill_report(figures)
+    tables = list_tables(figures)
+    for name, text in tables.items():
+        renew_section(REPORT, name, text, by="article")
+    return "\n\n".join(tables.values())
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -284,24 +294,16 @@ def plot(
     name: str, lines: dict[str, dict[str, list]], panels: dict[str, str], *, log: bool = False
 ) -> None:
     """Draw one panel for each figure, one line for each variant, as an SVG of stable bytes."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(
-        1, len(panels), figsize=(9, 3.2), layout="constrained", squeeze=False
-    )
-    for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
-        for variant, curves in lines.items():
-            points = [
-                (x, y) for x, y in zip(curves["images"], curves[key], strict=True) if y is not None
-            ]
-            axis.plot(*zip(*points, strict=True), label=LABELS[variant], color=colour(variant))
-        axis.set(title=title, xlabel="images shown")
-        axis.set_yscale("log") if log else None
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if len(labels) > 1:
-        picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    picture.savefig(DOCS / name, metadata={"Date": None})
-    pyplot.close(picture)
+    with svg(DOCS / name, len(panels), (9, 3.2)) as (picture, axes):
+        for axis, (key, title) in zip(axes, panels.items(), strict=True):
+            for variant, curves in lines.items():
+                both = zip(curves["images"], curves[key], strict=True)
+                points = [(x, y) for x, y in both if y is not None]
+                axis.plot(*zip(*points, strict=True), label=LABELS[variant], color=colour(variant))
+            axis.set(title=title, xlabel="images shown", yscale="log" if log else "linear")
+        handles, labels = axes[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def colour(variant: str) -> str:
@@ -356,108 +358,90 @@ def strip(grids: dict[str, Path], side: int, at: float) -> Image.Image:
     return sheet
 
 
-def fill_report(figures: dict[str, Any]) -> None:
-    """Write the tables into the report, between <!-- NAME --> and <!-- /NAME -->."""
-    speed = DOCS / "speed.json"
+def list_tables(figures: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of the report by the names of their sections."""
     tables = {}
     for family, names in (("article", TUTORIAL), ("dense", DENSE)):
         found = {name: figures[name] for name in names if name in figures}
         if found:
             tables[f"{family}-metrics"] = metrics_table(found)
             tables[f"{family}-probe"] = probe_table(found)
-    if speed.exists():
-        tables["speed"] = speed_table(json.loads(speed.read_text()))
-    text = REPORT.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
-    REPORT.write_text(text, encoding="utf-8")
+    speed = DOCS / "speed.json"
+    return tables | (
+        {"speed": speed_table(json.loads(speed.read_text()))} if speed.exists() else {}
+    )
 
 
 def metrics_table(figures: dict[str, Any]) -> str:
-    """Return Fréchet distance and KID of every variant at every mark, as Markdown."""
+    """Return Fréchet distance and KID (in thousandths) of every variant at every mark."""
     marks = sorted({int(mark) for entry in figures.values() for mark in entry["metrics"]})
-    rows = [
-        "| | " + " | ".join(f"{mark:,}" for mark in marks) + " |",
-        "|---|" + "---|" * len(marks),
-    ]
+    rows = []
     for name, entry in figures.items():
         found = {int(mark): line for mark, line in entry["metrics"].items()}
-        cells = [score_text(found[mark]) if mark in found else "" for mark in marks]
-        rows.append(f"| {LABELS[name]} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def score_text(line: dict[str, Any]) -> str:
-    """Return Fréchet distance and KID (in thousandths) of one measurement."""
-    return f"{line['frechet']:.1f} / {1000 * line['kid']:.0f}"
+        scores = {m: f"{r['frechet']:.1f} / {1000 * r['kid']:.0f}" for m, r in found.items()}
+        rows.append([LABELS[name], *(scores.get(mark, "") for mark in marks)])
+    return table(["", *(f"{mark:,}" for mark in marks)], rows)
 
 
 def probe_table(figures: dict[str, Any]) -> str:
-    """Return the gradients of each trained pair under each loss, as Markdown."""
+    """Return the gradients of each trained pair under each loss."""
     names = {"minimax": "minimax", "minimax-logsum": "log of the sum", "bce": "cross-entropy"}
+    probes = {k: v["probe"] for k, v in figures.items() if k != "kaogan" and v["probe"]}
     rows = [
-        "| trained by | D(G(z)) | " + " | ".join(names.values()) + " |",
-        "|---|---|---|---|---|",
+        [LABELS[name], f"{p['d_fake']:.2g}", *(f"{p['gradient'][k]:.2g}" for k in names)]
+        for name, p in probes.items()
     ]
-    for name, entry in figures.items():
-        if name != "kaogan" and entry["probe"]:
-            lengths = entry["probe"]["gradient"]
-            cells = " | ".join(f"{lengths[k]:.2g}" for k in names)
-            rows.append(f"| {LABELS[name]} | {entry['probe']['d_fake']:.2g} | {cells} |")
-    return "\n".join(rows)
+    return table(["trained by", "D(G(z))", *names.values()], rows)
 
 
 def speed_table(speed: dict[str, Any]) -> str:
-    """Return images per second of each step, as Markdown."""
+    """Return images per second of each step."""
     rates = speed["images_per_s"]
-    return "\n".join([
-        f"| step, batch {speed['batch_size']}, {speed['threads']} thread(s), {speed['device']} "
-        "| images/s |",
-        "|---|---|",
-        f"| the tutorial's, written plainly | {rates['naive']:.1f} |",
-        f"| the same mathematics by train.py | {rates['article-bce']:.1f} "
-        f"({speed['factor']:.1f} times) |",
-        f"| Kaogan's own at 96 px | {rates['kaogan']:.1f} |",
-    ])  # fmt: skip
+    where = f"{speed['threads']} thread(s), {speed['device']}"
+    ours = f"{rates['article-bce']:.1f} ({speed['factor']:.1f} times)"
+    rows = [
+        ["the tutorial's, written plainly", f"{rates['naive']:.1f}"],
+        ["the same mathematics by train.py", ours],
+        ["Kaogan's own at 96 px", f"{rates['kaogan']:.1f}"],
+    ]
+    return table([f"step, batch {speed['batch_size']}, {where}", "images/s"], rows)
 
 
-def main() -> int:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.article", description=__doc__)
-    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
-    parser.add_argument("--speed", action="store_true", help="time the step, naive and ours")
-    parser.add_argument("--data", nargs="+", help="faces, as train.py takes them")
-    parser.add_argument("--images", type=int, default=310_000, help="images of a whole run")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument(
-        "--dense-images", type=int, default=310_000, help="images of a whole run at 28 px"
-    )
-    parser.add_argument(
-        "--marks", type=int, nargs="+", default=EPOCHS, help="tenths of a run to measure after"
-    )
-    parser.add_argument("--metric-samples", type=int, default=5000, help="faces for the metrics")
-    parser.add_argument(
-        "--kaogan-speed", type=float, default=0.0,
-        help="images of Kaogan in the time of one of the tutorial's (default: as --speed found)",
-    )  # fmt: skip
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
-    parser.add_argument("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> str:
+    """Do what the command line asks for and return what there is to print."""
     if options.step:
-        timed = time_naive(1) if options.step == "naive" else time_ours(options.step, 2)
-        print(timed)
-    elif options.speed:
+        return str(time_naive(1) if options.step == "naive" else time_ours(options.step, 2))
+    if options.speed:
         DOCS.mkdir(parents=True, exist_ok=True)
-        (DOCS / "speed.json").write_text(json.dumps(measure_speed(), indent=2) + "\n")
-    elif options.run:
-        if not options.data:
-            parser.error("--run needs --data")
-        run_all(options)
-    else:
-        report(options)
-    return 0
+        speed = measure_speed()
+        (DOCS / "speed.json").write_text(json.dumps(speed, indent=2) + "\n")
+        return speed_table(speed)
+    if not options.run:
+        return report(options)
+    if not options.data:
+        raise BenchError("--run needs --data")
+    run_all(options)
+    return f"{options.runs}: trained"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("article", __doc__, speed=False)
+    add = parser.add_argument
+    add("--run", action="store_true", help="train what is not trained yet")
+    add("--speed", action="store_true", help="time the step, naive and ours")
+    add("--data", nargs="+", help="faces, as train.py takes them")
+    add("--images", type=int, default=310_000, help="images of a whole run")
+    add("--batch-size", type=int, default=32, help="images a step")
+    add("--dense-images", type=int, default=310_000, help="images of a whole run at 28 px")
+    add("--marks", type=int, nargs="+", default=EPOCHS, help="tenths of a run to measure after")
+    add("--metric-samples", type=int, default=5000, help="faces for the metrics")
+    times = "images of Kaogan in the time of one of the tutorial's (default: as --speed found)"
+    add("--kaogan-speed", type=float, default=0.0, help=times)
+    add("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    add("--runs", type=Path, default=RUNS, help="folder of the runs")
+    add("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
+    return finish("article", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import machine
+from benchmarks.common import BenchError, finish, machine, make_parser, table
 from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
-from model import ModelError, keep_freed_memory
+from model import keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Edit, Recipe
-from training.data import DataError, pack
+from training.data import pack
 from training.metrics import (
     EfficientNetLite0,
-    MetricsError,
     OrientedGradients,
     build_extractor,
     real_features,
@@ -47,16 +46,12 @@ FACE = (slice(24, 58), slice(14, 50))  # rows and columns of 64, from the brows 
 SUCCESS, LEAKAGE, IDENTITY, REALISM = 0.85, 0.10, 0.50, 1.30  # what is aimed at
 REAL_FACES = 10_000  # that Fréchet distances are taken to
 REGION_FACES = 2000
+FEWEST = 8  # seeds
 TIMED = 128  # faces drawn together to time one
 COLOURS = {
     "hair": ("#e8c66a", "#6b4a36", "#3a4a9a", "#e59ab8", "#8a68b0", "#4f9a68", "#b04040"),
     "eyes": ("#3f6fc0", "#a83a3a", "#7a5230", "#3f8a50", "#7a4fa8", "#c8a030"),
 }  # fmt: skip
-START, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
-
-
-class BenchError(ValueError):
-    """Something that is needed to measure is not there."""
 
 
 @dataclass(frozen=True)
@@ -223,34 +218,30 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
     """Write the figures as Markdown."""
+    head = (
+        "slider", "layers", "before", "success", "leakage", "most flipped", "identity", "face",
+        "realism", "aims",
+    )  # fmt: skip
     lines = [
-        "| slider | layers | before | success | leakage | most flipped | identity | face | realism "
-        "| aims |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.groups} | {row.before:.0%} | {row.success:.0%} | "
-            f"{row.leakage:.1%} | {row.worst} | {row.identity:.2f} | {row.face:.2f} | "
-            f"{row.realism:.2f} | "
-            f"{'all' if row.meets else faults(row)} |"
+        (
+            row.name, row.groups, f"{row.before:.0%}", f"{row.success:.0%}", f"{row.leakage:.1%}",
+            row.worst, f"{row.identity:.2f}", f"{row.face:.2f}", f"{row.realism:.2f}",
+            "all" if row.meets else faults(row),
         )
-    ranked = sorted(rows, key=merit, reverse=True)
+        for row in rows
+    ]  # fmt: skip
+    ranked = [row.name for row in sorted(rows, key=merit, reverse=True)]
     count = len(bench.recipes)
-    lines += [
-        "",
+    return (
+        f"{table(head, lines)}\n\n"
         f"{sum(row.meets for row in rows)} of {len(rows)} sliders meet all four aims. "
-        f"Best: {', '.join(row.name for row in ranked[:4])}. "
-        f"Worst: {', '.join(row.name for row in ranked[-4:][::-1])}.",
-        f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
-        "",
+        f"Best: {', '.join(ranked[:4])}. Worst: {', '.join(ranked[-4:][::-1])}.\n"
+        f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.\n\n"
         f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
         f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to "
         f"{bench.real.count:,} real ones: {bench.frechet:.0f} "
-        f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
-        "",
-    ]
-    return "\n".join(lines)
+        f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces)."
+    )
 
 
 def faults(row: Row) -> str:
@@ -273,82 +264,51 @@ def merit(row: Row) -> float:
 def report_colours(bench: Bench) -> str:
     """Measure picked colours and times, and write them as Markdown."""
     palette = bench.find_regions()
-    lines = ["| colour | from the target before | after |", "|---|---|---|"]
-    for part in bench.studio.directions.colours:
-        before, after = bench.colour(part, palette)
-        lines.append(f"| {part} | ΔE {before:.1f} | ΔE {after:.1f} |")
+    measured = {part: bench.colour(part, palette) for part in bench.studio.directions.colours}
+    lines = [(p, f"ΔE {before:.1f}", f"ΔE {after:.1f}") for p, (before, after) in measured.items()]
     plain, edited = bench.milliseconds()
-    lines += [
-        "",
+    return (
+        f"{table(('colour', 'from the target before', 'after'), lines)}\n\n"
         f"{', '.join(f'{len(c)} targets for {p}' for p, c in COLOURS.items())}, in turn over the "
         f"seeds; ΔE*ab between the target and the mean colour of the part. Drawn among {TIMED}, "
         f"a face takes {plain:.1f} ms of one CPU thread, with two sliders and a colour "
-        f"{edited:.1f} ms ({machine()}).",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{edited:.1f} ms ({machine()})."
+    )
 
 
-def insert(path: Path, text: str) -> None:
-    """Put text between the markers of a document.
+def open_bench(options: argparse.Namespace) -> tuple[Studio, FeatureReader, EfficientNetLite0]:
+    """Open the generator, the judge and the extractor of features.
 
     Raises:
-        BenchError: the document or its markers are missing.
+        BenchError: the judge's folder holds another kind of reader, or seeds are too few.
     """
-    document = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, begin, rest = document.partition(START)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{path} must hold the lines {START} and {END}")
-    path.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    if options.seeds < FEWEST:
+        raise BenchError(f"at least {FEWEST} seeds are needed, not {options.seeds}")
+    keep_freed_memory()
+    studio, judge = Studio.open(options.model, fallback=False), open_reader(options.judge)
+    if not isinstance(judge, FeatureReader):
+        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
+    return studio, judge, build_extractor(EfficientNetLite0.name, input_size=None)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; a fault is one sentence and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.directions",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def open_parser(name: str, about: str, seeds: int) -> argparse.ArgumentParser:
+    """Return the command line of a bench that asks the judge."""
+    parser = make_parser(name, about, speed=False)
     add = parser.add_argument
-    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
     add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
     add("--judge", type=Path, default=ASSETS / "judge", help="folder of the second reader")
-    add("--seeds", type=int, default=1000, help="faces a slider (default: %(default)s)")
-    add("--only", nargs="+", metavar="SLIDER", help="measure these alone")
-    add("--docs", type=Path, help="document that gets the tables, between its markers")
-    options = parser.parse_args(arguments)
-    keep_freed_memory()
-    try:
-        text = run(options)
-        print(text)
-        if options.docs:
-            insert(options.docs, text)
-    except (BenchError, DataError, MetricsError, ModelError, OSError) as error:
-        print(f"benchmarks.directions: {error}", file=sys.stderr)
-        return 2
-    return 0
+    add("--seeds", type=int, default=seeds, help="faces (default: %(default)s)")
+    return parser
 
 
 def run(options: argparse.Namespace) -> str:
     """Measure what the command line asks for and return Markdown."""
-    if options.seeds < 8:
-        raise BenchError(f"at least 8 seeds are needed, not {options.seeds}")
-    studio = Studio.open(options.model, fallback=False)
+    studio, judge, extractor = open_bench(options)
     if studio.directions is None:
         raise BenchError(studio.directions_notice)
-    judge = open_reader(options.judge)
-    if not isinstance(judge, FeatureReader):
-        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
-    extractor = build_extractor(EfficientNetLite0.name, input_size=None)
     faces = pack(options.data, SIZE)
-    real = real_features(
-        faces.images,
-        extractor,
-        cache_dir=faces.path,
-        data_key=faces.key,
-        limit=REAL_FACES,
-    )
+    known = {"cache_dir": faces.path, "data_key": faces.key, "limit": REAL_FACES}
+    real = real_features(faces.images, extractor, **known)
     bench = Bench(studio, judge, extractor, real, options.seeds)
     names = {slider_name(tag): tag for tag in judge.tags}
     there = [name for name in names if name in studio.directions.sliders]
@@ -357,7 +317,17 @@ def run(options: argparse.Namespace) -> str:
         raise BenchError("there is no such slider; leave out --only to measure all")
     rows = [bench.measure(names[name]) for name in tqdm(asked, disable=None)]
     missing = [name for name in names if name not in there]
-    return f"{report(rows, missing, bench)}\n{report_colours(bench)}"
+    return f"{report(rows, missing, bench)}\n\n{report_colours(bench)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = open_parser("directions", __doc__, 1000)
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
+    add("--only", nargs="+", metavar="SLIDER", help="measure these alone")
+    add("--docs", type=Path, help="document whose section gets the tables")
+    return finish("directions", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Seconds are the processor's own, one thread, so that what else the machine does 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, machine, make_parser, publish, svg_pyplot, table
+from benchmarks.common import (
+    ROOT,
+    finish,
+    interleave,
+    kept_figures,
+    machine,
+    make_parser,
+    svg,
+    table,
+)
 from model import Generator, default_channels, latents_from_seeds, quantise
 from studio.faces import BUNDLED, Studio, prepare_cpu
 from studio.recipe import Recipe
@@ -42,12 +50,7 @@ Points = dict[int, float]  # amount → seconds
 
 def cpu(case: Callable[[], Any], repeats: int) -> float:
     """Return the least processor's seconds of some calls, all threads of this process together."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        case()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+    return min(interleave({"": case}, repeats, warm=0, clock=time.process_time)[""])
 
 
 def write_zip(sources: Sequence[str], count: int, path: Path) -> None:
@@ -161,22 +164,17 @@ CURVES = {
 
 def plot(curves: dict[str, Points], path: Path) -> None:
     """Draw every curve over its linear growth, as SVG."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(1, len(curves), figsize=(3 * len(curves), 2.8))
-    for axis, (name, points) in zip(axes, curves.items(), strict=True):
-        amounts, seconds = list(points), list(points.values())
-        axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
-        linear = [seconds[-1] * n / amounts[-1] for n in amounts]
-        axis.loglog(amounts, linear, "--", color="#888888", linewidth=1)
-        axis.set(xlabel=CURVES[name][0], ylabel=CURVES[name][1], title=f"slope {slope(points):.2f}")
-        axis.minorticks_off()  # labels of less than a decade would overlap
-        axis.set_xticks(ends := [amounts[0], amounts[-1]], [f"{n:,}" for n in ends])
-        axis.set_yticks(ends := [seconds[0], seconds[-1]], [f"{n:.2g}" for n in ends])
-        axis.spines[["top", "right"]].set_visible(False)
-    picture.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
+    with svg(path, len(curves), (3 * len(curves), 2.8)) as (_, axes):
+        for axis, (name, points) in zip(axes, curves.items(), strict=True):
+            amounts, seconds = list(points), list(points.values())
+            axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
+            linear = [seconds[-1] * n / amounts[-1] for n in amounts]
+            axis.loglog(amounts, linear, "--", color="#888888", linewidth=1)
+            what, unit, _ = CURVES[name]
+            axis.set(xlabel=what, ylabel=unit, title=f"slope {slope(points):.2f}")
+            axis.minorticks_off()  # labels of less than a decade would overlap
+            axis.set_xticks(ends := [amounts[0], amounts[-1]], [f"{n:,}" for n in ends])
+            axis.set_yticks(ends := [seconds[0], seconds[-1]], [f"{n:.2g}" for n in ends])
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -203,14 +201,8 @@ def report(figures: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the bench."""
-    parser = make_parser("growth", __doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of"
-    )
-    parser.add_argument("--part", nargs="*", choices=CURVES, default=list(CURVES), help="curves")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     prepare_cpu()
     torch.set_num_threads(1)
     studio = Studio.open(BUNDLED)
@@ -221,16 +213,24 @@ def main(argv: list[str] | None = None) -> int:
         "batches": lambda: grow_batches(studio, args.quick),
         "resolutions": lambda: grow_resolutions(args.quick),
     }
+    last = kept_figures("growth", args)
     new = {name: cases[name]() for name in args.part}
-    kept = args.results / "growth.json"
-    last = json.loads(kept.read_text()) if kept.exists() and not args.quick else {"curves": {}}
-    old = {name: {int(n): s for n, s in points.items()} for name, points in last["curves"].items()}
+    old = last.get("curves", {})
+    old = {name: {int(n): s for n, s in points.items()} for name, points in old.items()}
     curves = {name: (old | new)[name] for name in CURVES if name in old | new}
     plot(curves, args.results / "growth.svg" if args.quick else PLOT)
-    where = machine() if new else last["machine"]
-    figures = {"machine": where, "curves": curves}
-    publish("growth", report(figures), figures, args)
-    return 0
+    figures = {"machine": machine() if new else last["machine"], "curves": curves}
+    return report(figures), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("growth", __doc__)
+    parser.add_argument(
+        "--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of"
+    )
+    parser.add_argument("--part", nargs="*", choices=CURVES, default=list(CURVES), help="curves")
+    return finish("growth", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Each visitor asks /generate for a face of another seed, as programs do: a reques
 the queue, then the stream of its answer. The server is a process of its own on this machine; no
 other is asked. The visitors take processor time from it, so what both sides spend on an answer is
 told apart. Shared forwards are compared with one by one by calling the same Studio directly, and a
-film is drawn and written in this process. `python -m benchmarks.browser` has what a visitor sees.
+film is drawn and written in this process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -33,15 +34,16 @@ from urllib.parse import urlsplit
 
 from benchmarks.common import (
     ROOT,
+    BenchError,
+    finish,
     free_port,
     machine,
     make_parser,
     median,
     p95,
-    publish,
     table,
     wait_until_it_answers,
-)
+)  # fmt: skip
 
 MOST_VISITORS, MOST_SECONDS = 200, 300
 START_SECONDS = 120
@@ -57,7 +59,7 @@ def start_server(cache: Path) -> tuple[subprocess.Popen, str]:
     server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     if not wait_until_it_answers(server, address, START_SECONDS):
-        raise SystemExit("benchmarks.page: app.py did not start")
+        raise BenchError("app.py did not start")
     return server, address
 
 
@@ -244,12 +246,8 @@ def bounded(most: float):
     return read
 
 
-def main() -> None:
-    """Measure, print a table, write the figures."""
-    parser = make_parser("page", __doc__.splitlines()[0])
-    parser.add_argument("--visitors", type=bounded(MOST_VISITORS), default=50)
-    parser.add_argument("--seconds", type=bounded(MOST_SECONDS), default=60)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> tuple[str, dict]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     if args.quick:
         args.visitors, args.seconds = 8, 5.0
     figures = measure(int(args.visitors), args.seconds)
@@ -261,7 +259,9 @@ def main() -> None:
     head = ["visitors", "answers", "p50, ms", "p95, ms", "faces/s", "server, ms", "visitors, ms",
             "errors"]  # fmt: skip
     sharing, memory_mb, film = figures["sharing"], figures["memory_mb"], figures["film"]
-    text = (
+    for error in figures["many"]["errors"]:
+        print(error, file=sys.stderr)
+    return (
         f"{table(head, rows)}\n\n"
         f"The server's memory: {memory_mb['before']} MB before, {memory_mb['after']} MB after. "
         f"Drawing for 16 callers at once: one by one {sharing['one_by_one']} faces/s, sharing "
@@ -271,11 +271,16 @@ def main() -> None:
         f"Lanczos' filter instead.\n\n"
         f"{args.seconds:g} s of {figures['many']['visitors']} visitors in a process beside the "
         f"server; *server* and *visitors* are processor time for one answer. {machine()}."
-    )
-    publish("page", text, figures, args)
-    if figures["many"]["errors"]:
-        print(json.dumps(figures["many"]["errors"], indent=1))
+    ), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("page", __doc__)
+    parser.add_argument("--visitors", type=bounded(MOST_VISITORS), default=50)
+    parser.add_argument("--seconds", type=bounded(MOST_SECONDS), default=60)
+    return finish("page", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

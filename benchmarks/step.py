@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.common import clock_for, interleave, machine, make_parser, median, publish, table
+from benchmarks.common import clock_for, finish, interleave, machine, make_parser, median, table
 from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
@@ -75,7 +75,6 @@ WAYS = {
     "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
     "in bf16": Way(precision="bf16"),
     "not channels_last": Way(around=PlainLayout, plain=True),
-    "three averages of G": Way({"ema_kimg": (15.0, 60.0, 240.0)}),
     "compiled": Way({"compile": "yes"}),
     "not compiled": Way({"compile": "no"}),
 }
@@ -356,7 +355,7 @@ def report(figures: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
     """Read the command line; flags that are not the bench's are train.py's."""
-    parser = make_parser("step", __doc__.splitlines()[0])
+    parser = make_parser("step", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="cycles of each way")
     parser.add_argument("--host", action="store_true", help="count and time the host's work only")
     parser.add_argument("--profile", action="store_true", help="print where time goes, too")
@@ -366,14 +365,15 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainCo
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench."""
+    """Run from the command line."""
     args, config = parse_arguments(argv)
-    take, write, name = (measure, report, "step")
-    if args.host:
-        take, write, name = (measure_host, report_host, "host")
-    figures = {"flags": args.flags} | take(config, args)
-    publish(name, write(figures), figures, args)
-    return 0
+    take, write = (measure_host, report_host) if args.host else (measure, report)
+
+    def run(_: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+        figures = {"flags": args.flags} | take(config, args)
+        return write(figures), figures
+
+    return finish("host" if args.host else "step", args, run)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,19 @@ by WebAssembly.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import http.server
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, make_parser, median, p95, publish, table
+from benchmarks.common import finish, machine, make_parser, median, p95, table
 
 PATIENCE = 600_000  # ms; a busy machine opens the networks slowly
 # Notes when the small and the large picture of a face, and each face of the wall, are painted.
@@ -111,11 +113,8 @@ def measure(folder: Path, count: int, *, isolated: bool) -> dict[str, Any]:
     return figures
 
 
-def main() -> None:
-    """Measure, print a table, write the figures."""
-    parser = make_parser("website", __doc__.splitlines()[0])
-    parser.add_argument("--site", type=Path, help="folder of the page (default: made anew)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     count = 3 if args.quick else 20
     with tempfile.TemporaryDirectory() as made:
         folder = args.site or Path(made)
@@ -125,7 +124,7 @@ def main() -> None:
 
             write_site(Studio.open(), folder)
         figures = {
-            f"{name}": measure(folder, count, isolated=isolated)
+            name: measure(folder, count, isolated=isolated)
             for name, isolated in (("one thread", False), ("threads", True))
         }
     rows = [
@@ -133,12 +132,16 @@ def main() -> None:
         for threads, events in figures.items()
         for event, times in events.items()
     ]
-    text = (
-        f"{table(['event', 'WebAssembly', 'times', 'p50, ms', 'p95, ms'], rows)}\n\n"
-        f"Headless Chromium on {machine()}."
-    )
-    publish("website", text, figures, args)
+    head = ["event", "WebAssembly", "times", "p50, ms", "p95, ms"]
+    return f"{table(head, rows)}\n\nHeadless Chromium on {machine()}.", figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("website", __doc__)
+    parser.add_argument("--site", type=Path, help="folder of the page (default: made anew)")
+    return finish("website", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
