@@ -15,20 +15,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.common import BenchError, finish, table
 from benchmarks.directions import FEWEST as SHOWN  # faces a row of the sheet
 from benchmarks.directions import Bench, distance, open_bench, open_parser, small
-from fitting.attributes import FeatureReader
 from fitting.directions import families
 from studio.another import PARTS, another
-from studio.faces import Studio
 from studio.pictures import Sheet, png_bytes, to_image
-from studio.recipe import Recipe
 from training.metrics import EfficientNetLite0
 
 VARIATION = 1_000_000  # the first seed that names a variation; faces have those from 0 on
@@ -55,18 +52,10 @@ class Row:
 class Keeping(Bench):
     """The studio, the judge, and the faces before."""
 
-    def __init__(
-        self, studio: Studio, judge: FeatureReader, extractor: EfficientNetLite0, seeds: int
-    ) -> None:
-        self.studio, self.judge, self.extractor = studio, judge, extractor
-        self.recipes = [Recipe(seed) for seed in range(seeds)]
-        self.pictures = self.draw(self.recipes)
-        self.plain = self.look(self.pictures)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
         self.palette = self.find_regions()
         self.coloured = self.palette.measure(small(self.pictures))
-        others = np.roll(np.arange(seeds), 1)
-        self.apart = distance(self.plain.features, self.plain.features[others])
-        self.faces_apart = distance(self.plain.faces, self.plain.faces[others])
 
     def change(self, part: str) -> Tensor:
         """Draw every face with another part, uint8 `[N, H, W, 3]`."""

@@ -20,29 +20,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from benchmarks.common import (
-    ROOT,
-    BenchError,
-    finish,
-    make_parser,
-    median,
-    renew_section,
-    svg,
-    table,
-)
+from benchmarks import common
 from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
 from training.config import BUNDLED_FACES, PRESETS, make_config
 from training.losses import OBJECTIVES
 
-RUNS = ROOT / "runs" / "article"
-DOCS = ROOT / "docs" / "article"
-REPORT = ROOT / "docs" / "article.md"
+RUNS = common.ROOT / "runs" / "article"
+DOCS = common.ROOT / "docs" / "article"
+REPORT = common.ROOT / "docs" / "article.md"
 EPOCHS = (1, 2, 5, 10)  # of which the last is --images; a shorter run keeps the proportions
 TICKS, GRIDS = 80, 10  # lines of statistics and sample grids of a run
 PROBE = 8  # latents at which G's gradient is measured under each loss
@@ -110,7 +102,7 @@ def run_to(folder: Path, flags: list[str]) -> None:
         sys.executable, "train.py", *flags, "--out", str(folder), *resume, "--keep", "1",
         "--grid-ticks", str(TICKS // GRIDS), "--snapshot-ticks", str(TICKS // 2),
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=common.ROOT, check=True)
     (folder / "probe.json").write_text(json.dumps(probe(folder), indent=2) + "\n")
 
 
@@ -211,7 +203,9 @@ def measure_speed() -> dict[str, Any]:
     for _ in range(SPEED_REPEATS):
         for kind in kinds:
             command = [sys.executable, "-m", "benchmarks.article", "--step", kind]
-            printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            printed = subprocess.run(
+                command, cwd=common.ROOT, check=True, capture_output=True, text=True
+            )
             found[kind].append(float(printed.stdout.split()[-1]))
             print(f"{kind}: {found[kind][-1]:.2f} images/s", flush=True)
     medians = {kind: round(median(rates), 2) for kind, rates in found.items()}
@@ -231,7 +225,7 @@ def kaogan_speed() -> float:
     """Return how many images Kaogan trains on in the time of one of the tutorial's."""
     path = DOCS / "speed.json"
     if not path.exists():
-        raise BenchError("run --speed first, or give --kaogan-speed")
+        raise common.BenchError("run --speed first, or give --kaogan-speed")
     rates = json.loads(path.read_text())["images_per_s"]
     return rates["kaogan"] / rates["article-bce"]
 
@@ -246,7 +240,7 @@ def report(options: argparse.Namespace) -> str:
     runs = {name: options.runs / name for name in VARIANTS}
     runs = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
     if not runs:
-        raise BenchError(f"{options.runs} holds no run; train with --run")
+        raise common.BenchError(f"{options.runs} holds no run; train with --run")
     figures = {name: collect(folder) for name, folder in runs.items()}
     text = json.dumps(figures, indent=1) + "\n"
     (DOCS / "figures.json").write_text(text, encoding="utf-8")
@@ -254,7 +248,7 @@ def report(options: argparse.Namespace) -> str:
     draw_films(runs)
     tables = list_tables(figures)
     for name, text in tables.items():
-        renew_section(REPORT, name, text, by="article")
+        common.renew_section(REPORT, name, text, by="article")
     return "\n\n".join(tables.values())
 
 
@@ -294,7 +288,7 @@ def plot(
     name: str, lines: dict[str, dict[str, list]], panels: dict[str, str], *, log: bool = False
 ) -> None:
     """Draw one panel for each figure, one line for each variant, as an SVG of stable bytes."""
-    with svg(DOCS / name, len(panels), (9, 3.2)) as (picture, axes):
+    with common.svg(DOCS / name, len(panels), (9, 3.2)) as (picture, axes):
         for axis, (key, title) in zip(axes, panels.items(), strict=True):
             for variant, curves in lines.items():
                 both = zip(curves["images"], curves[key], strict=True)
@@ -380,7 +374,7 @@ def metrics_table(figures: dict[str, Any]) -> str:
         found = {int(mark): line for mark, line in entry["metrics"].items()}
         scores = {m: f"{r['frechet']:.1f} / {1000 * r['kid']:.0f}" for m, r in found.items()}
         rows.append([LABELS[name], *(scores.get(mark, "") for mark in marks)])
-    return table(["", *(f"{mark:,}" for mark in marks)], rows)
+    return common.table(["", *(f"{mark:,}" for mark in marks)], rows)
 
 
 def probe_table(figures: dict[str, Any]) -> str:
@@ -391,7 +385,7 @@ def probe_table(figures: dict[str, Any]) -> str:
         [LABELS[name], f"{p['d_fake']:.2g}", *(f"{p['gradient'][k]:.2g}" for k in names)]
         for name, p in probes.items()
     ]
-    return table(["trained by", "D(G(z))", *names.values()], rows)
+    return common.table(["trained by", "D(G(z))", *names.values()], rows)
 
 
 def speed_table(speed: dict[str, Any]) -> str:
@@ -404,7 +398,7 @@ def speed_table(speed: dict[str, Any]) -> str:
         ["the same mathematics by train.py", ours],
         ["Kaogan's own at 96 px", f"{rates['kaogan']:.1f}"],
     ]
-    return table([f"step, batch {speed['batch_size']}, {where}", "images/s"], rows)
+    return common.table([f"step, batch {speed['batch_size']}, {where}", "images/s"], rows)
 
 
 def run(options: argparse.Namespace) -> str:
@@ -419,14 +413,14 @@ def run(options: argparse.Namespace) -> str:
     if not options.run:
         return report(options)
     if not options.data:
-        raise BenchError("--run needs --data")
+        raise common.BenchError("--run needs --data")
     run_all(options)
     return f"{options.runs}: trained"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = make_parser("article", __doc__, speed=False)
+    parser = common.make_parser("article", __doc__, speed=False)
     add = parser.add_argument
     add("--run", action="store_true", help="train what is not trained yet")
     add("--speed", action="store_true", help="time the step, naive and ours")
@@ -441,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     add("--runs", type=Path, default=RUNS, help="folder of the runs")
     add("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
-    return finish("article", parser.parse_args(arguments), run)
+    return common.finish("article", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

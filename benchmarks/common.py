@@ -12,7 +12,6 @@ import json
 import platform
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -124,11 +123,6 @@ def clock_for(threads: int) -> Callable[[], float]:
 def p95(values: Sequence[float]) -> float:
     """Return the value that 95 of 100 do not exceed."""
     return sorted(values)[min(len(values) - 1, round(0.95 * (len(values) - 1)))]
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the middle value."""
-    return statistics.median(values)
 
 
 def machine() -> str:

@@ -23,7 +23,6 @@ FASTER = {  # what train.py offers for little time
     "kaogan-projected": {"patch": 2, "projected_weight": 1.0},
 }
 NAMES = (*OURS, *FASTER, "kaogan-bare", "dcgan")
-PATCHED = 128  # px from which Kaogan paints patches of 2, and of 4 at twice as many
 
 
 class Ours:
@@ -53,8 +52,6 @@ class Ours:
 def settings(args: argparse.Namespace) -> TrainConfig:
     """Return the configuration of a run at a worker's size and batch."""
     extra = {"resolution": args.size, "batch_size": args.batch, "metric_samples": 0}
-    if args.name.startswith("kaogan") and args.size >= PATCHED:
-        extra["patch"] = min(4, 2 * args.size // PATCHED)
     extra |= FASTER.get(args.name, {})
     if args.data:
         extra["data"] = tuple(args.data.split("\n"))

@@ -18,13 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import ROOT, finish, interleave, machine, make_parser, median, table
+from benchmarks.common import ROOT, finish, interleave, machine, make_parser, table
 from studio.faces import count_cpus
 from training.config import BUNDLED_FACES
 from training.data import Batches, pack

@@ -39,6 +39,7 @@ from training.metrics import (
     EfficientNetLite0,
     OrientedGradients,
     build_extractor,
+    frechet_distance,
     real_features,
 )
 
@@ -88,22 +89,16 @@ class Bench:
     """The studio, the judge and the unedited faces."""
 
     def __init__(
-        self,
-        studio: Studio,
-        judge: FeatureReader,
-        extractor: EfficientNetLite0,
-        real: np.ndarray,
-        seeds: int,
+        self, studio: Studio, judge: FeatureReader, extractor: EfficientNetLite0, seeds: int
     ) -> None:
         self.studio, self.judge = studio, judge
         self.recipes = [Recipe(seed) for seed in range(seeds)]
         # One extractor gives the judge its maps and the distances their features.
         self.extractor = extractor
-        self.plain = self.look(self.draw(self.recipes))
+        self.pictures = self.draw(self.recipes)
+        self.plain = self.look(self.pictures)
         self.apart = distance(self.plain.features, np.roll(self.plain.features, 1, 0))
         self.faces_apart = distance(self.plain.faces, np.roll(self.plain.faces, 1, 0))
-        self.real = RealFaces(real)
-        self.frechet = self.real.distance(self.plain.features)
 
     def draw(self, recipes: Iterable[Recipe]) -> Tensor:
         """Draw recipes as uint8 `[N, H, W, 3]`."""
@@ -123,8 +118,8 @@ class Bench:
             shapes.append(gradients(grey)[:, : -3 * gradients.CELLS**2])  # the rest are colours
         return Seen(*(torch.cat(parts).numpy() for parts in (logits, features, shapes)))
 
-    def measure(self, tag: str) -> Row:
-        """Measure the slider of one tag."""
+    def measure(self, tag: str, real: np.ndarray, frechet: float) -> Row:
+        """Measure the slider of one tag; `frechet` is how far the unedited faces are from real."""
         name = slider_name(tag)
         slider = self.studio.directions.sliders[name]
         edit = (Edit(name, slider.high),)
@@ -143,7 +138,7 @@ class Bench:
             worst=f"{tags[others[worst]]} {flipped[worst]:.0%}",
             identity=distance(self.plain.features, seen.features) / self.apart,
             face=distance(self.plain.faces, seen.faces) / self.faces_apart,
-            realism=self.real.distance(seen.features) / self.frechet,
+            realism=frechet_distance(real, seen.features) / frechet,
         )
 
     def colour(self, part: str, palette: Palette) -> tuple[float, float]:
@@ -180,27 +175,6 @@ class Bench:
         return min(times[0]), min(times[1])
 
 
-class RealFaces:
-    """Fréchet distances to many real faces, from features `[N, D]`, with N's part done once."""
-
-    def __init__(self, features: np.ndarray) -> None:
-        self.count = len(features)
-        self.mean = features.mean(0, dtype=np.float64)
-        self.covariance = np.cov(features, rowvar=False, dtype=np.float64)
-
-    def distance(self, features: np.ndarray) -> float:
-        """Return the distance to the faces of features `[M, D]`.
-
-        As `training.metrics.frechet_distance`; tr (C₁C₂)^½ comes from the M × M matrix X C₁ Xᵀ,
-        where C₂ = XᵀX, for it has the eigenvalues of C₁C₂ that are not 0.
-        """
-        mean = features.mean(0, dtype=np.float64)
-        x = (features - mean) / np.sqrt(len(features) - 1)
-        cross = np.sqrt(np.linalg.eigvalsh(x @ self.covariance @ x.T).clip(min=0)).sum()
-        apart = np.square(self.mean - mean).sum()
-        return float(apart + np.trace(self.covariance) + np.square(x).sum() - 2 * cross)
-
-
 def small(faces: Tensor) -> Tensor:
     """Turn uint8 `[N, H, W, 3]` into floats `[N, 3, 64, 64]` in [-1, 1]."""
     parts = (part.permute(0, 3, 1, 2).float() / 127.5 - 1 for part in faces.split(64))
@@ -231,16 +205,13 @@ def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
         for row in rows
     ]  # fmt: skip
     ranked = [row.name for row in sorted(rows, key=merit, reverse=True)]
-    count = len(bench.recipes)
     return (
         f"{table(head, lines)}\n\n"
         f"{sum(row.meets for row in rows)} of {len(rows)} sliders meet all four aims. "
         f"Best: {', '.join(ranked[:4])}. Worst: {', '.join(ranked[-4:][::-1])}.\n"
         f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.\n\n"
-        f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
-        f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to "
-        f"{bench.real.count:,} real ones: {bench.frechet:.0f} "
-        f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces)."
+        f"Seeds 0 … {len(bench.recipes) - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
+        f"`{bench.studio.revision}`."
     )
 
 
@@ -309,15 +280,21 @@ def run(options: argparse.Namespace) -> str:
     faces = pack(options.data, SIZE)
     known = {"cache_dir": faces.path, "data_key": faces.key, "limit": REAL_FACES}
     real = real_features(faces.images, extractor, **known)
-    bench = Bench(studio, judge, extractor, real, options.seeds)
+    bench = Bench(studio, judge, extractor, options.seeds)
+    frechet = frechet_distance(real, bench.plain.features)
     names = {slider_name(tag): tag for tag in judge.tags}
     there = [name for name in names if name in studio.directions.sliders]
     asked = [name for name in there if name in (options.only or there)]
     if not asked:
         raise BenchError("there is no such slider; leave out --only to measure all")
-    rows = [bench.measure(names[name]) for name in tqdm(asked, disable=None)]
+    rows = [bench.measure(names[name], real, frechet) for name in tqdm(asked, disable=None)]
     missing = [name for name in names if name not in there]
-    return f"{report(rows, missing, bench)}\n\n{report_colours(bench)}"
+    text = report(rows, missing, bench)
+    text += (
+        f" Fréchet distance of the unedited faces to {len(real):,} real ones: {frechet:.0f} "
+        f"({EfficientNetLite0.name} at {SIZE} px, {options.seeds:,} faces)."
+    )
+    return f"{text}\n\n{report_colours(bench)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

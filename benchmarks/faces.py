@@ -2,7 +2,6 @@
 
     pip install -r requirements-bench.txt
     python -m benchmarks.faces --data FACES
-    python -m benchmarks.faces --data FACES --beside "the weights before=OLD_GENERATOR"
 
 Writes into assets/samples, for the model card: curves.svg, the losses of every run in stats.jsonl
 over the images shown; neighbours.svg and neighbours.json, the distances of 64 faces to their eight
@@ -25,12 +24,7 @@ import torch
 from benchmarks.common import ROOT, finish, make_parser, svg, table
 from model import Generator, keep_freed_memory, latents_from_seeds
 from training.data import Faces, pack
-from training.metrics import (
-    Extractor,
-    build_extractor,
-    compute_features,
-    real_features,
-)
+from training.metrics import Extractor, build_extractor, compute_features, real_features
 from training.release import draw
 
 SAMPLES = 64  # faces, of the seeds 0 … 63 at psi 1
@@ -159,35 +153,26 @@ def power(batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     return means
 
 
-def compare_power(
-    generators: dict[str, Generator], faces: Faces
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return the power of each generator's faces over that of real ones, as `power` keeps them."""
+def compare_power(G: Generator, faces: Faces) -> dict[str, np.ndarray]:
+    """Return the power of G's faces over that of real ones, as `power` keeps them."""
     parts = np.array_split(evenly(len(faces.images)), 16)
     real = power(faces.images[part] for part in parts)
-    ratios = {}
-    for name, G in generators.items():
-        drawn = power(face[None] for face in draw(G, range(SPECTRUM_FACES), 1.0))
-        ratios[name] = {way: drawn[way] / np.maximum(real[way], 1e-9) for way in real}
-    return ratios
+    drawn = power(face[None] for face in draw(G, range(SPECTRUM_FACES), 1.0))
+    return {way: drawn[way] / np.maximum(real[way], 1e-9) for way in real}
 
 
-def draw_spectrum(ratios: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Draw the ratios of `compare_power`, of each generator by its name, the first in red."""
+def draw_spectrum(ratios: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the ratios of `compare_power`."""
     with svg(path, 2, (9, 3), sharey=True) as (_, axes):
-        for index, (name, entry) in enumerate(ratios.items()):
-            for axis, (direction, ratio) in zip(axes, entry.items(), strict=True):
-                cycles = (np.arange(len(ratio)) + 0.5) / (2 * len(ratio))
-                color = "#999999" if index else "#c0392b"
-                axis.semilogy(cycles, ratio, color=color, label=name, zorder=-index)
-                axis.set(title=direction, xlabel="cycles a px")
-        for axis in axes:
+        for axis, (direction, ratio) in zip(axes, ratios.items(), strict=True):
+            cycles = (np.arange(len(ratio)) + 0.5) / (2 * len(ratio))
+            axis.semilogy(cycles, ratio, color="#c0392b")
+            axis.set(title=direction, xlabel="cycles a px")
             axis.axhline(1, color="#2166ac", linewidth=0.8)
         axes[0].set_ylabel("power over that of real faces")
-        axes[0].legend(frameon=False)
 
 
-def report(figures: dict[str, Any], ratios: dict[str, dict[str, np.ndarray]]) -> str:
+def report(figures: dict[str, Any], ratios: dict[str, np.ndarray]) -> str:
     """Write what the plots show as Markdown."""
     rows = []
     for name, entry in figures.items():
@@ -196,22 +181,12 @@ def report(figures: dict[str, Any], ratios: dict[str, dict[str, np.ndarray]]) ->
         distances = (first.min(), np.median(first), first.max(), *reals)
         near = f"{entry['closer_than_1_percent_of_reals']} of {SAMPLES}"
         rows.append((name, *(f"{d:.3g}" for d in distances), near))
-    head = (
-        "nearest real",
-        "least",
-        "median",
-        "most",
-        "real to real, 1 %",
-        "50 %",
-        "99 %",
-        "nearer",
-    )
+    head = ("nearest real", "least", "median", "most", "reals: 1 %", "50 %", "99 %", "nearer")
     bands = [
-        (name, direction, ", ".join(f"{r.mean():.2f}" for r in np.array_split(ratio, 8)))
-        for name, entry in ratios.items()
-        for direction, ratio in entry.items()
+        (direction, ", ".join(f"{r.mean():.2f}" for r in np.array_split(ratio, 8)))
+        for direction, ratio in ratios.items()
     ]
-    power_head = ("power over that of reals", "direction", "by sixteenths of 1 / px")
+    power_head = ("power over that of reals", "by sixteenths of 1 / px")
     return f"{table(head, rows)}\n\n{table(power_head, bands)}"
 
 
@@ -220,11 +195,7 @@ def run(options: argparse.Namespace) -> str:
     keep_freed_memory()
     G = Generator.from_pretrained(options.model)
     faces = pack(options.data, G.resolution, channels=G.img_channels)
-    figures, generators = measure(G, faces), {"these weights": G}
-    if options.beside:
-        name, _, folder = options.beside.rpartition("=")
-        generators[name or folder] = Generator.from_pretrained(Path(folder))
-    ratios = compare_power(generators, faces)
+    figures, ratios = measure(G, faces), compare_power(G, faces)
     lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
     draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")
     draw_spectrum(ratios, options.out / "spectrum.svg")
@@ -239,7 +210,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
     add("--model", type=Path, default=ROOT / "assets/generator", help="folder")
-    add("--beside", default="", metavar="NAME=FOLDER", help="another generator, for spectrum.svg")
     add("--out", type=Path, default=ROOT / "assets/samples", help="folder")
     return finish("faces", parser.parse_args(arguments), run)
 

@@ -2,7 +2,6 @@
 
 python -m benchmarks.growth                   # the bundled faces, repeated to 29,000 files
 python -m benchmarks.growth --data FACES      # your own
-python -m benchmarks.growth --part visitors   # one curve; the others keep their last figures
 python -m benchmarks.growth --quick
 
 Each curve is fitted by seconds = c · amount^slope: a slope of 1 is linear growth, less is better.
@@ -24,23 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import (
-    ROOT,
-    finish,
-    interleave,
-    kept_figures,
-    machine,
-    make_parser,
-    svg,
-    table,
-)
+from benchmarks import common
 from model import Generator, default_channels, latents_from_seeds, quantise
 from studio.faces import BUNDLED, Studio, prepare_cpu
 from studio.recipe import Recipe
 from training.config import BUNDLED_FACES
 from training.data import pack
 
-PLOT = ROOT / "docs" / "performance" / "growth.svg"
+PLOT = common.ROOT / "docs" / "performance" / "growth.svg"
 WALL = 24  # faces of a page
 SIZES = (32, 64, 128, 256)  # px
 LEAST = 32  # channels of a level, as in the bundled generator
@@ -50,7 +40,7 @@ Points = dict[int, float]  # amount → seconds
 
 def cpu(case: Callable[[], Any], repeats: int) -> float:
     """Return the least processor's seconds of some calls, all threads of this process together."""
-    return min(interleave({"": case}, repeats, warm=0, clock=time.process_time)[""])
+    return min(common.interleave({"": case}, repeats, warm=0, clock=time.process_time)[""])
 
 
 def write_zip(sources: Sequence[str], count: int, path: Path) -> None:
@@ -164,7 +154,7 @@ CURVES = {
 
 def plot(curves: dict[str, Points], path: Path) -> None:
     """Draw every curve over its linear growth, as SVG."""
-    with svg(path, len(curves), (3 * len(curves), 2.8)) as (_, axes):
+    with common.svg(path, len(curves), (3 * len(curves), 2.8)) as (_, axes):
         for axis, (name, points) in zip(axes, curves.items(), strict=True):
             amounts, seconds = list(points), list(points.values())
             axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
@@ -197,7 +187,7 @@ def report(figures: dict[str, Any]) -> str:
         f"## Growth\n\n`python -m benchmarks.growth`; seconds of one thread by the process's own "
         f"clock; {figures['machine']}. The slope is that of the upper half of each curve: 1 is "
         f"linear. Dashed: linear growth.\n\n![Five curves](performance/growth.svg)\n\n"
-        f"{table(head, lines)}"
+        f"{common.table(head, lines)}"
     )
 
 
@@ -206,31 +196,24 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     prepare_cpu()
     torch.set_num_threads(1)
     studio = Studio.open(BUNDLED)
-    cases = {
-        "packing": lambda: grow_packing(args),
-        "wall": lambda: grow_wall(studio, args.quick),
-        "visitors": lambda: grow_visitors(studio, args.quick),
-        "batches": lambda: grow_batches(studio, args.quick),
-        "resolutions": lambda: grow_resolutions(args.quick),
+    curves = {
+        "packing": grow_packing(args),
+        "wall": grow_wall(studio, args.quick),
+        "visitors": grow_visitors(studio, args.quick),
+        "batches": grow_batches(studio, args.quick),
+        "resolutions": grow_resolutions(args.quick),
     }
-    last = kept_figures("growth", args)
-    new = {name: cases[name]() for name in args.part}
-    old = last.get("curves", {})
-    old = {name: {int(n): s for n, s in points.items()} for name, points in old.items()}
-    curves = {name: (old | new)[name] for name in CURVES if name in old | new}
     plot(curves, args.results / "growth.svg" if args.quick else PLOT)
-    figures = {"machine": machine() if new else last["machine"], "curves": curves}
+    figures = {"machine": common.machine(), "curves": curves}
     return report(figures), figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = make_parser("growth", __doc__)
-    parser.add_argument(
-        "--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of"
-    )
-    parser.add_argument("--part", nargs="*", choices=CURVES, default=list(CURVES), help="curves")
-    return finish("growth", parser.parse_args(arguments), run)
+    parser = common.make_parser("growth", __doc__)
+    add = parser.add_argument
+    add("--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of")
+    return common.finish("growth", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -29,21 +29,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.common import (
-    ROOT,
-    BenchError,
-    finish,
-    free_port,
-    machine,
-    make_parser,
-    median,
-    p95,
-    table,
-    wait_until_it_answers,
-)  # fmt: skip
+from benchmarks import common
 
 MOST_VISITORS, MOST_SECONDS = 200, 300
 START_SECONDS = 120
@@ -53,13 +43,13 @@ PACE = 5.0  # seconds from one roll of a visitor who looks at faces to the next
 
 def start_server(cache: Path) -> tuple[subprocess.Popen, str]:
     """Start app.py with the bundled weights; return it and its address once it answers."""
-    port = free_port()
+    port = common.free_port()
     env = os.environ | {"GRADIO_TEMP_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=common.ROOT, env=env, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
-    if not wait_until_it_answers(server, address, START_SECONDS):
-        raise BenchError("app.py did not start")
+    if not common.wait_until_it_answers(server, address, START_SECONDS):
+        raise common.BenchError("app.py did not start")
     return server, address
 
 
@@ -148,7 +138,7 @@ def load(
         "visitors": visitors,
         "answers": len(times),
         "p50_ms": round(1000 * median(times)),
-        "p95_ms": round(1000 * p95(times)),
+        "p95_ms": round(1000 * common.p95(times)),
         "faces_per_second": round(len(times) / took, 1),
         "server_cpu_ms": round(1000 * theirs / len(times), 1),
         "visitors_cpu_ms": round(1000 * own / len(times), 1),
@@ -262,7 +252,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict]:
     for error in figures["many"]["errors"]:
         print(error, file=sys.stderr)
     return (
-        f"{table(head, rows)}\n\n"
+        f"{common.table(head, rows)}\n\n"
         f"The server's memory: {memory_mb['before']} MB before, {memory_mb['after']} MB after. "
         f"Drawing for 16 callers at once: one by one {sharing['one_by_one']} faces/s, sharing "
         f"forwards {sharing['shared']} faces/s, {sharing['gain']} times. "
@@ -270,16 +260,16 @@ def run(args: argparse.Namespace) -> tuple[str, dict]:
         f"{film['written']} with the enlarger to 512 px and writing the MP4, {film['quick']} with "
         f"Lanczos' filter instead.\n\n"
         f"{args.seconds:g} s of {figures['many']['visitors']} visitors in a process beside the "
-        f"server; *server* and *visitors* are processor time for one answer. {machine()}."
+        f"server; *server* and *visitors* are processor time for one answer. {common.machine()}."
     ), figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = make_parser("page", __doc__)
+    parser = common.make_parser("page", __doc__)
     parser.add_argument("--visitors", type=bounded(MOST_VISITORS), default=50)
     parser.add_argument("--seconds", type=bounded(MOST_SECONDS), default=60)
-    return finish("page", parser.parse_args(arguments), run)
+    return common.finish("page", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

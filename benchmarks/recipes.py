@@ -23,21 +23,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import (
-    ROOT,
-    BenchError,
-    finish,
-    interleave,
-    make_parser,
-    median,
-    save_sheet,
-    table,
-)
+from benchmarks import common
 from model import Generator, keep_freed_memory, latents_from_seeds
 from studio.faces import to_uint8
 from training.config import PRESETS, make_config
@@ -107,7 +99,7 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     """Train in a process of its own; return its seconds of CPU time.
 
     Raises:
-        BenchError: the run failed; the message holds its last words.
+        common.BenchError: the run failed; the message holds its last words.
     """
     make_config(values)  # a fault here rather than in the child
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +110,7 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     with (folder / "log").open("w") as log:
         status = subprocess.run(
             [sys.executable, "train.py", "--config", str(settings_file)],
-            cwd=ROOT,
+            cwd=common.ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -126,7 +118,7 @@ def launch(values: dict[str, Any], folder: Path) -> float:
         ).returncode
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if status:
-        raise BenchError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
+        raise common.BenchError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -138,7 +130,7 @@ def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> f
             launch(settings(name, options, kimg), folder / f"speed-{kimg}") for kimg in SPEED_KIMG
         )
         if long <= short:
-            raise BenchError(
+            raise common.BenchError(
                 f"{name}: {SPEED_KIMG[1]} kimg took no longer than {SPEED_KIMG[0]}, so its speed "
                 "is unknown; start the bench again with nothing else running"
             )
@@ -192,7 +184,7 @@ def measure(run: Path, options: argparse.Namespace) -> dict[str, Any]:
 def milliseconds(G: Generator) -> float:
     """Return the median milliseconds of one face on one thread."""
     z = latents_from_seeds([0], G.z_dim)
-    return 1000 * median(interleave({"": lambda: G(z)}, 30, clock=time.process_time)[""])
+    return 1000 * median(common.interleave({"": lambda: G(z)}, 30, clock=time.process_time)[""])
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -218,7 +210,7 @@ def listed(rows: list[dict[str, Any]]) -> str:
         row = row | {"kid": f"{row['kid']:.3f} ± {row['kid_se']:.3f}"}
         cells = [row[key] for key, _ in COLUMNS]
         lines.append([c if isinstance(c, str) else f"{c:.4g}" for c in cells])
-    return table([title for _, title in COLUMNS], lines)
+    return common.table([title for _, title in COLUMNS], lines)
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -233,7 +225,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     if options.docs:
         sheet = options.docs.with_suffix("") / "variants.webp"
         sheet.parent.mkdir(exist_ok=True)
-        save_sheet(strips(rows, options), sheet)
+        common.save_sheet(strips(rows, options), sheet)
         shown = f"{STRIP} unselected faces of each, in the table's order"
         text += f"\n\n![{shown}]({options.docs.stem}/variants.webp)"
     return text
@@ -255,7 +247,7 @@ def run(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    parser = make_parser("recipes", __doc__, speed=False)
+    parser = common.make_parser("recipes", __doc__, speed=False)
     add = parser.add_argument
     add("--data", nargs="+", required=True, help="faces, as train.py takes them")
     add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
@@ -268,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("runs/recipes"))
     add("--docs", type=Path, help="document whose section gets the table")
-    return finish("recipes", parser.parse_args(arguments), run)
+    return common.finish("recipes", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

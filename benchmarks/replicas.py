@@ -27,19 +27,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.common import (
-    ROOT,
-    BenchError,
-    finish,
-    free_port,
-    machine,
-    make_parser,
-    table,
-    wait_until_it_answers,
-)  # fmt: skip
+from benchmarks import common
 from benchmarks.page import start_server
 
-CONF = ROOT / "docs" / "replicas.conf"
+CONF = common.ROOT / "docs" / "replicas.conf"
 PROGRAMS = 12  # addresses that programs ask from, 127.0.0.2 on (Linux has them all)
 FACES = 4  # that each asks for
 PATIENCE = 60_000  # ms, for what the visitor waits for
@@ -54,16 +45,16 @@ def port_of(address: str) -> str:
 def start_nginx(folder: Path, pages: list[str]) -> tuple[subprocess.Popen, str]:
     """Start nginx before two pages, by the documented file with other ports."""
     if shutil.which("nginx") is None:
-        raise BenchError("this needs nginx: apt-get install nginx-light")
-    port, conf = free_port(), folder / "replicas.conf"
+        raise common.BenchError("this needs nginx: apt-get install nginx-light")
+    port, conf = common.free_port(), folder / "replicas.conf"
     text = CONF.read_text(encoding="utf-8")
     for old, new in zip(("7860", "7861", "8080"), [*map(port_of, pages), str(port)], strict=True):
         text = re.sub(rf"\b{old}\b", new, text)
     conf.write_text(text, encoding="utf-8")
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(conf)])
     address = f"http://127.0.0.1:{port}"
-    if not wait_until_it_answers(process, f"{address}/config", 30):
-        raise BenchError("nginx did not start")
+    if not common.wait_until_it_answers(process, f"{address}/config", 30):
+        raise common.BenchError("nginx did not start")
     return process, address
 
 
@@ -81,7 +72,7 @@ def ask(address: str, source: str, seed: int) -> tuple[str, str, float]:
         answer = client.get(f"/gradio_api/call/generate/{event['event_id']}").raise_for_status()
         found = re.search(r'"path":\s*"([^"]+)"', answer.text)
         if found is None:
-            raise BenchError(f"{source} asked for {seed} and got {answer.text[:200]}")
+            raise common.BenchError(f"{source} asked for {seed} and got {answer.text[:200]}")
         picture = client.get(f"/gradio_api/file={found[1]}").raise_for_status()
     seconds = time.perf_counter() - start
     return answer.headers["X-Replica"], hashlib.sha256(picture.content).hexdigest(), seconds
@@ -99,7 +90,7 @@ def programs(address: str) -> dict[str, Any]:
             pictures.setdefault(seed, set()).add(digest)
             times.append(seconds)
     if len(answers) != 2 or any(len(found) != 1 for found in pictures.values()):
-        raise BenchError(f"answers by replica {answers}, pictures by seed {pictures}")
+        raise common.BenchError(f"answers by replica {answers}, pictures by seed {pictures}")
     return {"answers": answers, "ms": round(1000 * sorted(times)[len(times) // 2])}
 
 
@@ -128,7 +119,9 @@ def visitor(address: str, pages: dict[str, subprocess.Popen]) -> dict[str, Any]:
         kept = page.locator("#kept img").count()
     # A replica that is gone answers for some seconds as "the first, then the second".
     if then.split(", ")[-1] == served or (before != after).any() or kept != 1:
-        raise BenchError(f"{served}, then {then}: same face {(before == after).all()}, {kept}")
+        raise common.BenchError(
+            f"{served}, then {then}: same face {(before == after).all()}, {kept}"
+        )
     return {"first": served, "then": then.split(", ")[-1], "reload_s": round(seconds, 2)}
 
 
@@ -159,12 +152,14 @@ def run(_: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         ["a visitor whose replica is killed", "same face, same favourites from the other"],
         ["their reload to the face", f"{figures['visitor']['reload_s']} s"],
     ]
-    return f"{table(['', ''], rows)}\n\n{machine()}.", figures
+    return f"{common.table(['', ''], rows)}\n\n{common.machine()}.", figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    return finish("replicas", make_parser("replicas", __doc__).parse_args(arguments), run)
+    return common.finish(
+        "replicas", common.make_parser("replicas", __doc__).parse_args(arguments), run
+    )
 
 
 if __name__ == "__main__":

@@ -27,13 +27,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.common import clock_for, finish, interleave, machine, make_parser, median, table
+from benchmarks.common import clock_for, finish, interleave, machine, make_parser, table
 from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
@@ -238,33 +239,40 @@ def ask(what: str) -> Any:
     return getattr(stepper, what)()
 
 
+def open_way(stack: ExitStack, name: str, config: TrainConfig) -> Callable[[str], Any]:
+    """Return what asks a way's own process."""
+    spawn = get_context("spawn")
+    process = ProcessPoolExecutor(1, spawn, open_stepper, (name, config))
+    stack.enter_context(process)
+    return lambda what: process.submit(ask, what).result()
+
+
 def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Time every way's step, in turns, and the plain convolution of its precision."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    spawn = get_context("spawn")
     with ExitStack() as stack:
-        processes = {
-            name: stack.enter_context(ProcessPoolExecutor(1, spawn, open_stepper, (name, config)))
-            for name in names_of_ways(device, not args.quick)
-        }
-
-        def tell(name: str, what: str) -> Any:
-            return processes[name].submit(ask, what).result()
-
-        flop = tell(OURS, "flop_per_image")
-        rows = [{"way": name, "images_per_s": []} for name in processes]
+        names = names_of_ways(device, not args.quick)
+        ways = {name: open_way(stack, name, config) for name in names}
+        flop = ways[OURS]("flop_per_image")
+        speeds: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(1 + (1 if args.quick else args.repeats)):  # the first is to warm up
-            for row in rows:
-                speed = tell(row["way"], "images_per_s")
-                row["images_per_s"] += [speed] if turn else []
-        for row in rows:
-            row["convolution"] = tell(row["way"], "convolution_flop_per_s")
-            row["precision"] = tell(row["way"], "describe")["precision"]
+            for name, tell in ways.items():
+                speed = tell("images_per_s")
+                speeds[name] += [speed] if turn else []
+        rows = [
+            {
+                "way": name,
+                "images_per_s": speeds[name],
+                "convolution": tell("convolution_flop_per_s"),
+                "precision": tell("describe")["precision"],
+            }
+            for name, tell in ways.items()
+        ]
         if args.profile:
-            print(tell(OURS, "where_time_goes"))
-        figures = {"waits": tell(OURS, "waits"), **tell(OURS, "describe")}
-        for name in processes:
-            tell(name, "close")
+            print(ways[OURS]("where_time_goes"))
+        figures = {"waits": ways[OURS]("waits"), **ways[OURS]("describe")}
+        for tell in ways.values():
+            tell("close")
     sizes = {"px": config.resolution, "batch": config.batch_size}
     return {"rows": rows, "flop": flop, **sizes, **figures}
 
@@ -282,12 +290,8 @@ def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any
     """Count and time what the host does for one step, eagerly and compiled."""
     rows, figures, times = [], {}, 1 if args.quick else args.repeats
     for name in HOST_WAYS[: 1 if args.quick else None]:  # compiling takes minutes of every core
-        spawn = get_context("spawn")
-        with ProcessPoolExecutor(1, spawn, open_stepper, (name, shrink(config))) as process:
-
-            def tell(what: str, process: ProcessPoolExecutor = process) -> Any:
-                return process.submit(ask, what).result()
-
+        with ExitStack() as stack:
+            tell = open_way(stack, name, shrink(config))
             tell("whole_cycle")
             host_ms = [tell("host_ms") for _ in range(times)]
             rows.append({"way": name, "operators": tell("operators"), "host_ms": host_ms})

@@ -24,26 +24,16 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import (
-    DOC,
-    ROOT,
-    finish,
-    kept_figures,
-    machine,
-    make_parser,
-    median,
-    save_sheet,
-    table,
-)
+from benchmarks import common
 from training.config import BUNDLED_FACES, PRESETS
 from training.data import Faces, pack
 
-VENV = ROOT / ".venv-peers"
+VENV = common.ROOT / ".venv-peers"
 PEERS = ("lightweight-gan", "stylegan2-pytorch")
 # What trains at which size: the tutorial's networks and the DCGAN are of one size each.
 FIELDS = {
@@ -70,13 +60,10 @@ OWN_BATCH = {  # to learn with
 }
 # What model.keep_freed_memory asks of glibc, given to the plain networks too. The peers stay as
 # they come: they would save a third of a step, and lightweight-gan grow from 5 to 9 GB.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-}
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 SHEET = 8  # faces of a side
 STRIP = 16  # faces of a row
-STRIPS = DOC.parent / "performance" / "quality.webp"
+STRIPS = common.DOC.parent / "performance" / "quality.webp"
 REAL_FACES = 10_000  # that drawn ones are compared with, at most
 
 
@@ -94,7 +81,7 @@ class Worker:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=common.ROOT,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -135,7 +122,7 @@ def make_venv() -> None:
         print(f"making {VENV} for the peers, some minutes", flush=True)
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
         pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-r", ROOT / "requirements-peers.txt"], check=True)
+        subprocess.run([*pip, "-r", common.ROOT / "requirements-peers.txt"], check=True)
         (VENV / "ready").touch()
 
 
@@ -210,7 +197,7 @@ def measure_processes(args: argparse.Namespace) -> list[dict]:
             flags += ["--grid-ticks", "99", "--snapshot-ticks", "99", "--out", out]
             subprocess.run(
                 [sys.executable, "-m", "torch.distributed.run", *launch, *flags],
-                cwd=ROOT,
+                cwd=common.ROOT,
                 check=True,
                 capture_output=True,
                 env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -244,7 +231,7 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
         row |= evaluate(real, features, features=extractor.name, max_precision=2000).to_dict()
         side = min(SHEET, int(len(drawn) ** 0.5))
         square = drawn[: side**2].reshape(side, side, *drawn.shape[1:])
-        save_sheet(square, args.results / f"faces-{row['name']}.webp")
+        common.save_sheet(square, args.results / f"faces-{row['name']}.webp")
     return rows
 
 
@@ -256,7 +243,7 @@ def first_faces(name: str, folder: Path) -> np.ndarray:
 def speed_table(rows: list[dict]) -> str:
     """Write images/s, sizes and work of each contestant."""
     base = {r["size"]: r["images_per_s"] for r in rows if r["name"] == "kaogan"}
-    return table(
+    return common.table(
         (
             "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
             "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
@@ -313,12 +300,11 @@ def quality_table(rows: list[dict]) -> str:
         )
         for r in rows
     ]
-    counts = (
-        f"{rows[0]['features']}, {rows[0]['num_real']:,} real and {rows[0]['num_fake']:,} drawn"
-    )
+    first = rows[0]
     return (
-        f"{table(head, lines)}\n\nFeatures of {counts} faces of 64 px; batches of 32 but where "
-        f"said, of 10 for lightweight-gan; one thread each."
+        f"{common.table(head, lines)}\n\nFeatures of {first['features']}, "
+        f"{first['num_real']:,} real and {first['num_fake']:,} drawn faces of 64 px; batches of 32 "
+        f"but where said, of 10 for lightweight-gan; one thread each."
     )
 
 
@@ -335,11 +321,11 @@ def report(figures: dict[str, Any]) -> str:
         text += f"\n\n{overhead(known)}"
     if rows := figures.get("processes"):
         lines = [(r["processes"], f"{r['images_per_s']:.1f}") for r in rows]
-        text += f"\n\n{table(('processes', 'images/s of train.py'), lines)}"
+        text += f"\n\n{common.table(('processes', 'images/s of train.py'), lines)}"
     if rows := figures.get("quality"):
         text += f"\n\n`--part quality`: equal time on the same faces.\n\n{quality_table(rows)}"
         text += f"\n\n![{STRIP} unselected faces of each, in the table's order]"
-        text += f"({STRIPS.relative_to(DOC.parent)})"
+        text += f"({STRIPS.relative_to(common.DOC.parent)})"
     return text
 
 
@@ -353,7 +339,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = make_parser("training", __doc__)
+    parser = common.make_parser("training", __doc__)
     parser.add_argument("--part", choices=PARTS, nargs="*", default=["steps", "overhead"])
     parser.add_argument(
         "--data", nargs="+", default=[str(BUNDLED_FACES)], help="as train.py has it"
@@ -372,18 +358,20 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if not args.quick and {"steps", "quality"} & set(args.part):
         make_venv()
     new = {name: PARTS[name](args) for name in args.part}
-    old = kept_figures("training", args)
+    old = common.kept_figures("training", args)
     for name in {"steps", "quality"} & set(new):
         new[name] = merge_rows(old.get(name, []), new[name])
     if "quality" in new and not args.quick:
-        save_sheet(np.stack([first_faces(r["name"], args.results) for r in new["quality"]]), STRIPS)
-    figures = old | new | {"machine": machine() if new else old["machine"]}
+        common.save_sheet(
+            np.stack([first_faces(r["name"], args.results) for r in new["quality"]]), STRIPS
+        )
+    figures = old | new | {"machine": common.machine() if new else old["machine"]}
     return report(figures), figures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
-    return finish("training", parse_arguments(argv), run)
+    return common.finish("training", parse_arguments(argv), run)
 
 
 def merge_rows(old: list[dict], new: list[dict]) -> list[dict]:

@@ -21,48 +21,39 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.common import finish, machine, make_parser, median, p95, table
+from benchmarks.common import finish, machine, make_parser, p95, table
 
 PATIENCE = 600_000  # ms; a busy machine opens the networks slowly
-# Notes when the small and the large picture of a face, and each face of the wall, are painted.
+# Notes when the small and the large picture of a face are painted.
 WATCH = """() => {
   const canvas = document.querySelector("#face canvas");
-  window.times = { small: [], large: [], wall: [] };
+  window.times = { small: [], large: [] };
   window.began = 0; // the start of the visit
-  window.small = 0;
   const note = (kind) => window.times[kind].push(performance.now() - window.began);
   new MutationObserver(() => note(canvas.width < 512 ? "small" : "large"))
     .observe(canvas, { attributes: true, attributeFilter: ["data-drawn"] });
   document.addEventListener("click", () => { window.began = performance.now(); }, true);
-  new MutationObserver((changes) => changes
-    .filter(({ target }) => target.tagName === "CANVAS" && target.width > 1)
-    .forEach(() => note("wall")))
-    .observe(document.querySelector("#wall"),
-      { attributes: true, subtree: true, attributeFilter: ["height"] });
 }"""
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A file server that writes no log."""
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @contextmanager
 def serve(folder: Path, *, isolated: bool) -> Iterator[str]:
-    """Serve a folder; `isolated` with the headers that allow threads."""
+    """Serve a folder without a log; `isolated` with the headers that allow threads."""
 
-    class Isolated(Files):
+    class Files(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
         def end_headers(self) -> None:
             if isolated:
                 self.send_header("Cross-Origin-Opener-Policy", "same-origin")
                 self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
             super().end_headers()
 
-    handler = functools.partial(Isolated, directory=str(folder))
+    handler = functools.partial(Files, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -81,7 +72,7 @@ def visit(context: Any, address: str) -> Any:
 
 def time_faces(page: Any, act: Callable[[], None], count: int) -> dict[str, list[float]]:
     """Ask for some faces; return ms until the small and the large picture of each is seen."""
-    page.evaluate("window.times = { small: [], large: [], wall: [] }")
+    page.evaluate("window.times = { small: [], large: [] }")
     for done in range(1, count + 1):
         act()
         page.wait_for_function("done => window.times.large.length >= done", arg=done)
@@ -101,14 +92,6 @@ def measure(folder: Path, count: int, *, isolated: bool) -> dict[str, Any]:
         figures = {"first face": times["small"][:1], "first face, large": times["large"][:1]}
         rolled = time_faces(page, lambda: page.click("#roll"), count)
         figures |= {"another face": rolled["small"], "another face, large": rolled["large"]}
-        page.click("#tab-wall")
-        page.wait_for_function("document.querySelector('#wall .grid-container').dataset.drawn")
-        wall = page.evaluate("window.times.wall")
-        figures |= {"wall, first face": wall[:1], "wall, all 24": wall[-1:]}
-        page.click("#wall-more")
-        page.evaluate("document.querySelector('#tab-meet').click()")
-        behind = time_faces(page, lambda: page.click("#roll"), 1)
-        figures["another face, the wall waiting"] = behind["small"][:1]
         context.close()
     return figures
 
