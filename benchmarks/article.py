@@ -16,9 +16,8 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +27,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from benchmarks import common
+from benchmarks.contestants import Ours
 from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
 from training.config import BUNDLED_FACES, PRESETS, make_config
 from training.losses import OBJECTIVES
@@ -38,7 +38,8 @@ REPORT = common.ROOT / "docs" / "article.md"
 EPOCHS = (1, 2, 5, 10)  # of which the last is --images; a shorter run keeps the proportions
 TICKS, GRIDS = 80, 10  # lines of statistics and sample grids of a run
 PROBE = 8  # latents at which G's gradient is measured under each loss
-SPEED_BATCH, SPEED_REPEATS = 32, 2
+BATCH, SPEED_REPEATS = 32, 2
+DENSE_IMAGES = 310_000
 # The flags of train.py, besides those that every run gets.
 TUTORIAL: dict[str, list[str]] = {
     "article-minimax": ["--preset", "article-minimax"],
@@ -77,9 +78,9 @@ COLOURS = {"minimax": "#c0392b", "logsum": "#e08e0b", "bce": "#2166ac", "deconv"
 def run_all(options: argparse.Namespace) -> None:
     """Train every variant to as many images, then Kaogan's for as many seconds."""
     for name in options.variants:
-        whole, batch_size, samples = options.images, options.batch_size, options.metric_samples
+        whole, batch_size, samples = options.images, BATCH, options.metric_samples
         if name in DENSE:
-            whole, batch_size, samples = options.dense_images, 100, 2000
+            whole, batch_size, samples = DENSE_IMAGES, 100, 2000
         images = whole
         if name == "kaogan":
             images = round(whole * max(1.0, options.kaogan_speed or kaogan_speed()))
@@ -87,7 +88,7 @@ def run_all(options: argparse.Namespace) -> None:
         folder = options.runs / name
         if done(folder) < images:
             tick = max(1, whole // TICKS // batch_size) * batch_size
-            marks = [whole * epoch / EPOCHS[-1] / 1000 for epoch in options.marks]
+            marks = [whole * epoch / EPOCHS[-1] / 1000 for epoch in EPOCHS]
             run_to(folder, [
                 *VARIANTS[name], "--data", *options.data, "--batch-size", str(batch_size),
                 "--total-kimg", str(images / 1000), "--tick-kimg", str(tick / 1000),
@@ -152,48 +153,39 @@ def naive_step(
     return d_loss.detach(), g_loss.detach()
 
 
-def time_naive(steps: int) -> float:
-    """Return images per second of the naive step, after one to warm up."""
+def make_naive() -> Callable[[], Any]:
+    """Return the naive step of untrained networks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     G, D = ArticleGenerator().to(device), ArticleDiscriminator().to(device)
     optimizers = [torch.optim.Adam(n.parameters(), 2e-4) for n in (G, D)]
-    real = torch.rand(SPEED_BATCH, 3, 96, 96, device=device) * 2 - 1
+    real = torch.rand(BATCH, 3, 96, 96, device=device) * 2 - 1
 
     def step() -> None:
-        z = torch.randn(2, SPEED_BATCH, G.z_dim, device=device)
+        z = torch.randn(2, BATCH, G.z_dim, device=device)
         naive_step(G, D, *optimizers, real, (z[0], z[1]))
 
-    return time_steps(step, steps)
+    return step
 
 
-def time_ours(name: str, steps: int) -> float:
-    """Return images per second of a variant's step by train.py, after one to warm up."""
-    import train
-    from training.run import build
-
+def make_ours(name: str) -> Callable[[], Any]:
+    """Return a variant's step by train.py."""
     preset, *rest = TUTORIAL[name][1:]
-    sizes = {"resolution": int(rest[1])} if rest else {}
-    with tempfile.TemporaryDirectory() as out:
-        shared = {"out": out, "batch_size": SPEED_BATCH, "metric_samples": 0, "penalty_interval": 4}
-        run = build(make_config(PRESETS[preset], sizes, shared, {"data": (str(BUNDLED_FACES),)}))
-
-        try:
-            return time_steps(lambda: train.step(run), steps)
-        finally:
-            run.lock.close()
+    values = {"data": (str(BUNDLED_FACES),), "batch_size": BATCH, "metric_samples": 0}
+    values |= {"penalty_interval": 4} | ({"resolution": int(rest[1])} if rest else {})
+    return Ours(make_config(PRESETS[preset], values)).step
 
 
-def time_steps(step: Any, steps: int) -> float:
-    """Return images per second; on a CPU, of the process's own time, whoever else computes."""
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda else time.process_time
-    step()
-    torch.cuda.synchronize() if cuda else None
-    start = clock()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize() if cuda else None
-    return SPEED_BATCH * steps / (clock() - start)
+def time_step(kind: str) -> float:
+    """Return images per second of a step, after one; on a CPU, of the process's own time."""
+    step, steps = (make_naive(), 1) if kind == "naive" else (make_ours(kind), 2)
+
+    def clock() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    return BATCH / (sum(common.interleave({"": step}, steps, clock=clock)[""]) / steps)
 
 
 def measure_speed() -> dict[str, Any]:
@@ -215,7 +207,7 @@ def measure_speed() -> dict[str, Any]:
         "images_per_s": medians,
         "factor": round(median(factors), 2),
         "factors": [round(f, 2) for f in factors],
-        "batch_size": SPEED_BATCH,
+        "batch_size": BATCH,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
@@ -404,7 +396,7 @@ def speed_table(speed: dict[str, Any]) -> str:
 def run(options: argparse.Namespace) -> str:
     """Do what the command line asks for and return what there is to print."""
     if options.step:
-        return str(time_naive(1) if options.step == "naive" else time_ours(options.step, 2))
+        return str(time_step(options.step))
     if options.speed:
         DOCS.mkdir(parents=True, exist_ok=True)
         speed = measure_speed()
@@ -426,15 +418,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--speed", action="store_true", help="time the step, naive and ours")
     add("--data", nargs="+", help="faces, as train.py takes them")
     add("--images", type=int, default=310_000, help="images of a whole run")
-    add("--batch-size", type=int, default=32, help="images a step")
-    add("--dense-images", type=int, default=310_000, help="images of a whole run at 28 px")
-    add("--marks", type=int, nargs="+", default=EPOCHS, help="tenths of a run to measure after")
     add("--metric-samples", type=int, default=5000, help="faces for the metrics")
     times = "images of Kaogan in the time of one of the tutorial's (default: as --speed found)"
     add("--kaogan-speed", type=float, default=0.0, help=times)
     add("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     add("--runs", type=Path, default=RUNS, help="folder of the runs")
-    add("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
+    add("--step", choices=["naive", *TUTORIAL], help=argparse.SUPPRESS)
     return common.finish("article", parser.parse_args(arguments), run)
 
 

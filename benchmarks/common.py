@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -118,6 +119,12 @@ def interleave(
 def clock_for(threads: int) -> Callable[[], float]:
     """Return the process's own clock for one thread, so that other processes count little."""
     return time.process_time if threads == 1 else time.perf_counter
+
+
+def seconds_of_children() -> float:
+    """Return what the processor has worked for this process's children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def p95(values: Sequence[float]) -> float:

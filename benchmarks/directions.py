@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import BenchError, finish, machine, make_parser, table
+from benchmarks.common import BenchError, finish, interleave, machine, make_parser, table
 from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
@@ -166,13 +167,12 @@ class Bench:
         edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
         plain = self.recipes[:TIMED]
         edited = [replace(r, edits=edits) for r in plain]
-        times: tuple[list, list] = ([], [])
-        for _ in range(repeats):
-            for recipes, taken in zip((plain, edited), times, strict=True):
-                start = time.process_time()
-                self.studio.draw_recipes(recipes)
-                taken.append(1000 * (time.process_time() - start) / len(recipes))
-        return min(times[0]), min(times[1])
+        cases = {
+            name: partial(self.studio.draw_recipes, recipes)
+            for name, recipes in (("plain", plain), ("edited", edited))
+        }
+        seconds = interleave(cases, repeats, warm=0, clock=time.process_time)
+        return tuple(1000 * min(taken) / len(plain) for taken in seconds.values())
 
 
 def small(faces: Tensor) -> Tensor:

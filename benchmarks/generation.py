@@ -12,7 +12,6 @@ file that `python -m studio.export` writes.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -81,12 +80,6 @@ def measure(
     return rows
 
 
-def seconds_of_children() -> float:
-    """Return what the processor has worked for this process's children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def measure_start(quick: bool) -> dict[str, float]:
     """Return the processor's seconds of a process until its first face is on disk, and of imports.
 
@@ -99,9 +92,9 @@ def measure_start(quick: bool) -> dict[str, float]:
         for name, arguments in commands.items():
             runs, command = [], [sys.executable, *arguments]
             for _ in range(1 if quick else 3):
-                start = seconds_of_children()
+                start = common.seconds_of_children()
                 subprocess.run(command, cwd=common.ROOT, check=True, capture_output=True)
-                runs.append(seconds_of_children() - start)
+                runs.append(common.seconds_of_children() - start)
             seconds[name] = min(runs)
     return seconds
 

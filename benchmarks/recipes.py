@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -106,7 +105,7 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a bench that was stopped in the middle
     settings_file = folder / "variant.json"
     settings_file.write_text(json.dumps(values | {"out": str(folder / "run")}), encoding="utf-8")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = common.seconds_of_children()
     with (folder / "log").open("w") as log:
         status = subprocess.run(
             [sys.executable, "train.py", "--config", str(settings_file)],
@@ -116,10 +115,9 @@ def launch(values: dict[str, Any], folder: Path) -> float:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if status:
         raise common.BenchError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return common.seconds_of_children() - before
 
 
 def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> float:

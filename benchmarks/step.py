@@ -54,30 +54,15 @@ class PlainLayout(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How a step is taken.
-
-    Args:
-        settings: what differs from the run's settings.
-        precision: what the step computes with, where that is not the run's choice.
-        around: makes the context that steps run in.
-        plain: whether weights lie plane by plane.
-    """
-
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    precision: str = ""
-    around: Callable[[], Any] = contextlib.nullcontext
-    plain: bool = False
-
-
-WAYS = {
-    OURS: Way(),
-    "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
-    "in bf16": Way(precision="bf16"),
-    "not channels_last": Way(around=PlainLayout, plain=True),
-    "compiled": Way({"compile": "yes"}),
-    "not compiled": Way({"compile": "no"}),
+# How a step is taken: what differs from the run's settings, but for "plain", whose weights lie
+# plane by plane, and "precision", which train.py would not choose there.
+WAYS: dict[str, dict[str, Any]] = {
+    OURS: {},
+    "in fp32": {"mixed_precision": "no"},  # TF32 where the GPU has it
+    "in bf16": {"precision": "bf16"},
+    "not channels_last": {"plain": True},
+    "compiled": {"compile": "yes"},
+    "not compiled": {"compile": "no"},
 }
 HOST_WAYS = ("not compiled", "compiled")
 HOST_PX = 64  # at which the projected discriminator's network, whose channels stay, looks
@@ -94,15 +79,16 @@ class Stepper(Ours):
     """A run of train.py that takes its steps in one of the ways."""
 
     def __init__(self, name: str, config: TrainConfig) -> None:
-        way = WAYS[name]
-        super().__init__(dataclasses.replace(config, **way.settings))
-        self.around = way.around
+        way = dict(WAYS[name])
+        plain, precision = way.pop("plain", False), way.pop("precision", "")
+        super().__init__(dataclasses.replace(config, **way))
+        self.around = PlainLayout if plain else contextlib.nullcontext
         self.batch = config.batch_size
         self.device = self.run.accelerator.device
-        for network in self.networks() if way.plain else ():
+        for network in self.networks() if plain else ():
             network.to(memory_format=torch.contiguous_format)
-        if way.precision:
-            self.run.precision = Precision(way.precision, self.device)
+        if precision:
+            self.run.precision = Precision(precision, self.device)
         self.dtype = self.run.precision.dtype
 
     def networks(self) -> list[torch.nn.Module]:

@@ -61,7 +61,6 @@ OWN_BATCH = {  # to learn with
 # What model.keep_freed_memory asks of glibc, given to the plain networks too. The peers stay as
 # they come: they would save a third of a step, and lightweight-gan grow from 5 to 9 GB.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
-SHEET = 8  # faces of a side
 STRIP = 16  # faces of a row
 STRIPS = common.DOC.parent / "performance" / "quality.webp"
 REAL_FACES = 10_000  # that drawn ones are compared with, at most
@@ -229,15 +228,7 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
         drawn = np.load(args.results / f"faces-{row['name']}.npy")
         features = compute_features(batches(drawn, np.arange(len(drawn))), extractor)
         row |= evaluate(real, features, features=extractor.name, max_precision=2000).to_dict()
-        side = min(SHEET, int(len(drawn) ** 0.5))
-        square = drawn[: side**2].reshape(side, side, *drawn.shape[1:])
-        common.save_sheet(square, args.results / f"faces-{row['name']}.webp")
     return rows
-
-
-def first_faces(name: str, folder: Path) -> np.ndarray:
-    """Return the first faces that a learner drew, `[STRIP, H, W, C]`."""
-    return np.load(folder / f"faces-{name}.npy", mmap_mode="r")[:STRIP]
 
 
 def speed_table(rows: list[dict]) -> str:
@@ -362,9 +353,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for name in {"steps", "quality"} & set(new):
         new[name] = merge_rows(old.get(name, []), new[name])
     if "quality" in new and not args.quick:
-        common.save_sheet(
-            np.stack([first_faces(r["name"], args.results) for r in new["quality"]]), STRIPS
-        )
+        files = [args.results / f"faces-{row['name']}.npy" for row in new["quality"]]
+        common.save_sheet(np.stack([np.load(file)[:STRIP] for file in files]), STRIPS)
     figures = old | new | {"machine": common.machine() if new else old["machine"]}
     return report(figures), figures
 
