@@ -34,7 +34,6 @@ KINDS = {
     "hair colour": ("hair",),
     "eye colour": ("eyes",),
     "expression": ("blush", "smile", "open_mouth"),
-    "things": ("hat", "ribbon", "glasses"),
 }  # families of tags
 
 
@@ -85,16 +84,11 @@ class Keeping(Bench):
 def report(rows: list[Row], bench: Keeping) -> str:
     """Write the figures as Markdown."""
     head = ["another", *rows[0].flips, *(f"{p} ΔE" for p in rows[0].colours), "identity", "face"]
-    lines = [
-        [
-            row.name,
-            *(f"{share:.0%}" for share in row.flips.values()),
-            *(f"{apart:.1f}" for apart in row.colours.values()),
-            f"{row.identity:.2f}",
-            f"{row.face:.2f}",
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        shares = [f"{share:.0%}" for share in row.flips.values()]
+        colours = [f"{apart:.1f}" for apart in row.colours.values()]
+        lines.append([row.name, *shares, *colours, f"{row.identity:.2f}", f"{row.face:.2f}"])
     expression = "sliders" if bench.studio.directions else "a step in layers"
     return (
         f"{table(head, lines)}\n\n"

@@ -80,10 +80,15 @@ class Row:
     realism: float  # Fréchet distance to real faces over that of the unedited ones
 
     @property
-    def meets(self) -> bool:
-        """Say whether all four aims are met."""
-        kept = self.leakage <= LEAKAGE and self.identity <= IDENTITY and self.realism <= REALISM
-        return kept and self.success >= SUCCESS
+    def missed(self) -> list[str]:
+        """Name the aims that it misses."""
+        aims = {
+            "success": self.success >= SUCCESS,
+            "leakage": self.leakage <= LEAKAGE,
+            "identity": self.identity <= IDENTITY,
+            "realism": self.realism <= REALISM,
+        }
+        return [name for name, met in aims.items() if not met]
 
 
 class Bench:
@@ -200,30 +205,19 @@ def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
         (
             row.name, row.groups, f"{row.before:.0%}", f"{row.success:.0%}", f"{row.leakage:.1%}",
             row.worst, f"{row.identity:.2f}", f"{row.face:.2f}", f"{row.realism:.2f}",
-            "all" if row.meets else faults(row),
+            f"not {', '.join(row.missed)}" if row.missed else "all",
         )
         for row in rows
     ]  # fmt: skip
     ranked = [row.name for row in sorted(rows, key=merit, reverse=True)]
     return (
         f"{table(head, lines)}\n\n"
-        f"{sum(row.meets for row in rows)} of {len(rows)} sliders meet all four aims. "
+        f"{sum(not row.missed for row in rows)} of {len(rows)} sliders meet all four aims. "
         f"Best: {', '.join(ranked[:4])}. Worst: {', '.join(ranked[-4:][::-1])}.\n"
         f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.\n\n"
         f"Seeds 0 … {len(bench.recipes) - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
         f"`{bench.studio.revision}`."
     )
-
-
-def faults(row: Row) -> str:
-    """Name the aims that a slider misses."""
-    missed = {
-        "success": row.success < SUCCESS,
-        "leakage": row.leakage > LEAKAGE,
-        "identity": row.identity > IDENTITY,
-        "realism": row.realism > REALISM,
-    }
-    return "not " + ", ".join(name for name, holds in missed.items() if holds)
 
 
 def merit(row: Row) -> float:

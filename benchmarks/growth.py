@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,39 +67,32 @@ def grow_packing(args: argparse.Namespace) -> Points:
             path = Path(folder) / "faces.zip"
             write_zip(sources, count, path)
             options = {"cache_dir": Path(folder), "workers": 1, "progress": False}
-            points[count] = cpu(lambda p=path, o=options: pack([str(p)], 64, **o), 1)
+            points[count] = cpu(partial(pack, [str(path)], 64, **options), 1)
     return points
 
 
-def grow_wall(studio: Studio, quick: bool) -> Points:
-    """Draw more and more pages of the wall."""
+def grow_drawing(studio: Studio, quick: bool) -> dict[str, Points]:
+    """Draw more and more pages of the wall, for more visitors at once, in larger batches."""
 
-    def draw(pages: int) -> None:
+    def wall(pages: int) -> None:
         for page in range(pages):
             seeds = range(page * WALL, (page + 1) * WALL)
             studio.draw_recipes([Recipe(seed) for seed in seeds], batch_size=WALL)
-
-    return {
-        n: cpu(lambda n=n: draw(n), 1 if quick else 2) for n in (1, 2, 4, 8)[: 2 if quick else 4]
-    }
-
-
-def grow_visitors(studio: Studio, quick: bool) -> Points:
-    """Let more and more visitors ask for a face at once."""
 
     def ask(visitors: int) -> None:
         with ThreadPoolExecutor(visitors) as pool:
             list(pool.map(lambda seed: studio.draw([seed]), range(visitors)))
 
-    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
-    return {n: cpu(lambda n=n: ask(n), 1 if quick else 5) for n in amounts}
-
-
-def grow_batches(studio: Studio, quick: bool) -> Points:
-    """Draw more and more faces in one forward pass."""
-    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
-    draw = drawing(studio.G)
-    return {n: cpu(lambda n=n: draw(n), 2 if quick else 5) for n in amounts}
+    many = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
+    cases = {
+        "wall": (wall, (1, 2) if quick else (1, 2, 4, 8), 2),
+        "visitors": (ask, many, 5),
+        "batches": (drawing(studio.G), many, 5),
+    }
+    return {
+        name: {n: cpu(partial(draw, n), 1 if quick else repeats) for n in amounts}
+        for name, (draw, amounts, repeats) in cases.items()
+    }
 
 
 def grow_resolutions(quick: bool) -> Points:
@@ -106,9 +100,8 @@ def grow_resolutions(quick: bool) -> Points:
     points = {}
     for size in SIZES[:2] if quick else SIZES:
         widths = [max(LEAST, width) for width in default_channels(size, 1536, 192)]
-        G = Generator(resolution=size, channels=widths).freeze()
-        draw = drawing(G)
-        points[size * size] = cpu(lambda d=draw: d(4), 2 if quick else 8) / 4
+        draw = drawing(Generator(resolution=size, channels=widths).freeze())
+        points[size * size] = cpu(partial(draw, 4), 2 if quick else 8) / 4
     return points
 
 
@@ -173,15 +166,9 @@ def report(figures: dict[str, Any]) -> str:
     for name, points in figures["curves"].items():
         (first, least), *_, (last, most) = points.items()
         verdict = "near-linear or better" if slope(points) <= LINEAR else "more than linear"
-        lines.append(
-            (
-                CURVES[name][0],
-                f"{int(first):,} → {int(last):,}",
-                f"{least:.4g} → {most:.4g}",
-                f"{slope(points):.2f}",
-                f"{verdict}: {CURVES[name][2]}",
-            )
-        )
+        what, _, why = CURVES[name]
+        amounts = f"{int(first):,} → {int(last):,}", f"{least:.4g} → {most:.4g}"
+        lines.append((what, *amounts, f"{slope(points):.2f}", f"{verdict}: {why}"))
     head = ("what grows", "from → to", "seconds", "slope", "verdict and reason")
     return (
         f"## Growth\n\n`python -m benchmarks.growth`; seconds of one thread by the process's own "
@@ -198,9 +185,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     studio = Studio.open(BUNDLED)
     curves = {
         "packing": grow_packing(args),
-        "wall": grow_wall(studio, args.quick),
-        "visitors": grow_visitors(studio, args.quick),
-        "batches": grow_batches(studio, args.quick),
+        **grow_drawing(studio, args.quick),
         "resolutions": grow_resolutions(args.quick),
     }
     plot(curves, args.results / "growth.svg" if args.quick else PLOT)

@@ -245,15 +245,11 @@ def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
             for name, tell in ways.items():
                 speed = tell("images_per_s")
                 speeds[name] += [speed] if turn else []
-        rows = [
-            {
-                "way": name,
-                "images_per_s": speeds[name],
-                "convolution": tell("convolution_flop_per_s"),
-                "precision": tell("describe")["precision"],
-            }
-            for name, tell in ways.items()
-        ]
+        rows = []
+        for name, tell in ways.items():
+            row = {"way": name, "images_per_s": speeds[name]}
+            row["convolution"] = tell("convolution_flop_per_s")
+            rows.append(row | {"precision": tell("describe")["precision"]})
         if args.profile:
             print(ways[OURS]("where_time_goes"))
         figures = {"waits": ways[OURS]("waits"), **ways[OURS]("describe")}
@@ -288,17 +284,12 @@ def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any
 
 def report_host(figures: dict[str, Any]) -> str:
     """Write the section on the host."""
-    first = figures["rows"][0]
-    lines = [
-        (
-            row["way"],
-            f"{row['operators']:,.0f}",
-            f"{row['operators'] / first['operators']:.2f}×",
-            f"{median(row['host_ms']):.1f}",
-            f"{median(row['host_ms']) / median(first['host_ms']):.2f}×",
-        )
-        for row in figures["rows"]
-    ]
+    first, lines = figures["rows"][0], []
+    for row in figures["rows"]:
+        operators, ms = row["operators"], median(row["host_ms"])
+        shares = operators / first["operators"], ms / median(first["host_ms"])
+        cells = f"{operators:,.0f}", f"{shares[0]:.2f}×", f"{ms:.1f}", f"{shares[1]:.2f}×"
+        lines.append((row["way"], *cells))
     head = ("step", "operators", "to eager", "ms", "to eager")
     return (
         f"## What the host does for one step\n\n"
@@ -316,16 +307,12 @@ def report(figures: dict[str, Any]) -> str:
     speeds = [median(row["images_per_s"]) for row in figures["rows"]]
     lines = [
         (
-            row["way"],
-            row["precision"],
-            f"{speed:.1f}",
-            f"{speed / speeds[0]:.2f}×",
-            f"{figures['flop'] * speed / 1e9:,.0f}",
-            f"{row['convolution'] / 1e9:,.0f}",
+            row["way"], row["precision"], f"{speed:.1f}", f"{speed / speeds[0]:.2f}×",
+            f"{figures['flop'] * speed / 1e9:,.0f}", f"{row['convolution'] / 1e9:,.0f}",
             f"{figures['flop'] * speed / row['convolution']:.0%}",
         )
         for row, speed in zip(figures["rows"], speeds, strict=True)
-    ]
+    ]  # fmt: skip
     head = ("step", "precision", "images/s", "to train.py", "GFLOP/s", "convolution's", "share")
     millions = " + ".join(f"{n / 1e6:.2f}" for n in figures["parameters"])
     cycles = len(figures["rows"][0]["images_per_s"])

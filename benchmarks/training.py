@@ -73,7 +73,7 @@ class Worker:
         python, module = sys.executable, "benchmarks.contestants"
         if name in PEERS:
             python, module = str(VENV / "bin" / "python"), "benchmarks.peers"
-        command = [python, "-m", module, name, "--batch", str(batch), "--threads", "1"]
+        command = [python, "-m", module, name, "--batch", str(batch)]
         command += ["--size", str(faces.images.shape[1]), "--data", "\n".join(args.data)]
         command += ["--images", str(Path(faces.images.filename).resolve())]
         self.name, self.batch = name, batch
@@ -139,28 +139,21 @@ def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -
         # At least a cycle, which holds a lazy penalty.
         steps = {name: 4 if args.quick else max(4, counted[name]["cycle"]) for name in ours}
         seconds |= take_turns(ours, 1 if args.quick else args.repeats, steps)
-        return [
-            {
-                "name": name,
-                "size": size,
-                "batch": args.batch,
-                "images_per_s": args.batch / median(seconds[name]),
-                "seconds": seconds[name],
-                "launch_s": worker.launch_s,
-                "gflop": counted[name]["gflop"],
-                **worker.ask("facts"),
-            }
-            for name, worker in workers.items()
-        ]
+        rows = []
+        for name, worker in workers.items():
+            row = {"name": name, "size": size, "batch": args.batch, "seconds": seconds[name]}
+            row["images_per_s"] = args.batch / median(seconds[name])
+            row |= {"launch_s": worker.launch_s, "gflop": counted[name]["gflop"]}
+            rows.append(row | worker.ask("facts"))
+        return rows
 
 
 def measure_fields(args: argparse.Namespace) -> list[dict]:
     """Time the steps of all contestants, one resolution after another."""
     fields = {64: ("kaogan", "kaogan-bare", "dcgan")} if args.quick else FIELDS
     rows = []
-    for size in set(fields) & set(args.sizes):
-        names = tuple(name for name in fields[size] if name in args.contestants)
-        rows += measure_steps(size, names, args)
+    for size, names in fields.items():
+        rows += measure_steps(size, tuple(n for n in names if n in args.contestants), args)
     return rows
 
 
@@ -234,27 +227,20 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
 def speed_table(rows: list[dict]) -> str:
     """Write images/s, sizes and work of each contestant."""
     base = {r["size"]: r["images_per_s"] for r in rows if r["name"] == "kaogan"}
-    return common.table(
-        (
-            "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
-            "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
-        ),
-        [
-            (
-                LABELS[r["name"]],
-                r["size"],
-                r["batch"],
-                f"{r['images_per_s']:.2f}",
-                f"{r['images_per_s'] / base[r['size']]:.2f}" if r["size"] in base else "",
-                f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}",
-                f"{r['gflop']:.2f}",
-                f"{r['gflop'] * r['images_per_s']:.0f}",
-                f"{r['launch_s']:.1f}",
-                f"{r['peak_mb']:.0f}",
-            )
-            for r in rows
-        ],
+    head = (
+        "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
+        "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
     )  # fmt: skip
+    lines = [
+        (
+            LABELS[r["name"]], r["size"], r["batch"], f"{r['images_per_s']:.2f}",
+            f"{r['images_per_s'] / base[r['size']]:.2f}" if r["size"] in base else "",
+            f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}", f"{r['gflop']:.2f}",
+            f"{r['gflop'] * r['images_per_s']:.0f}", f"{r['launch_s']:.1f}", f"{r['peak_mb']:.0f}",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return common.table(head, lines)
 
 
 def overhead(figures: dict[str, Any]) -> str:
@@ -281,16 +267,12 @@ def quality_table(rows: list[dict]) -> str:
     )  # fmt: skip
     lines = [
         (
-            LABELS[r["name"]],
-            f"{r['images']:,}",
-            f"{r['cpu'] / 60:.1f}",
-            f"{r['frechet']:.1f}",
-            f"{1000 * r['kid']:.1f} ± {1000 * r['kid_se']:.1f}",
-            f"{r['precision']:.2f}",
+            LABELS[r["name"]], f"{r['images']:,}", f"{r['cpu'] / 60:.1f}", f"{r['frechet']:.1f}",
+            f"{1000 * r['kid']:.1f} ± {1000 * r['kid_se']:.1f}", f"{r['precision']:.2f}",
             f"{r['recall']:.2f}",
         )
         for r in rows
-    ]
+    ]  # fmt: skip
     first = rows[0]
     return (
         f"{common.table(head, lines)}\n\nFeatures of {first['features']}, "
@@ -340,7 +322,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="of learning, for quality")
     parser.add_argument("--samples", type=int, default=2000, help="faces to measure quality by")
     parser.add_argument("--contestants", nargs="+", choices=LABELS, default=list(LABELS))
-    parser.add_argument("--sizes", type=int, nargs="+", choices=FIELDS, default=list(FIELDS))
     return parser.parse_args(argv)
 
 

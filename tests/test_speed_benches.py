@@ -131,11 +131,7 @@ def test_plain_packing_is_what_pack_makes(faces_dir: Path, tmp_path: Path) -> No
 def test_growth_is_fitted_and_drawn(faces_zip: Path, tmp_path: Path) -> None:
     assert growth.slope({n: 3 * n**1.5 for n in (1, 2, 4, 8)}) == pytest.approx(1.5)
     studio = Studio.open(growth.BUNDLED)
-    curves = {
-        "wall": growth.grow_wall(studio, quick=True),
-        "visitors": growth.grow_visitors(studio, quick=True),
-        "batches": growth.grow_batches(studio, quick=True),
-    }
+    curves = growth.grow_drawing(studio, quick=True)
     assert all(seconds > 0 for points in curves.values() for seconds in points.values())
     growth.plot(curves, tmp_path / "growth.svg")
     assert (tmp_path / "growth.svg").read_text().count("slope") == 3
