@@ -113,15 +113,11 @@ def measure_loading(folder: Path, count: int, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         faces = pack([str(folder)], TARGET, cache_dir=Path(scratch), workers=1, progress=False)
         ours = Batches(faces, batch_size_per_process=BATCH, seed=0, device=torch.device("cpu"))
-        change = transforms.Compose(
-            [
-                transforms.Resize(TARGET),
-                transforms.CenterCrop(TARGET),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5] * 3, [0.5] * 3),
-            ]
-        )
+        change = transforms.Compose([
+            transforms.Resize(TARGET), transforms.CenterCrop(TARGET),
+            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ])  # fmt: skip
         theirs = DataLoader(ImageFolder(folder, change), BATCH, shuffle=True, drop_last=True)
         cases = {
             "Kaogan's Batches": lambda: [ours.batch(i * BATCH) for i in range(steps)],

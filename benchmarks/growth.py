@@ -127,22 +127,14 @@ def slope(points: Points) -> float:
 CURVES = {
     "packing": ("pictures packed", "s", "each is decoded once and written to its place"),
     "wall": ("pages of the wall, of 24 faces", "s", "pages share nothing"),
-    "visitors": (
-        "visitors at once, a face each",
-        "s",
-        "up to 16 who wait share one forward pass, so few cost more each than many",
-    ),
-    "batches": (
-        "faces in a batch",
-        "s",
-        "one face pays for every operator's call alone; from 8 on arithmetic is all",
-    ),
-    "resolutions": (
-        "pixels of a face",
-        "s a face",
-        "levels of more pixels have fewer channels, down to 32 at 64 px; from there all cost alike",
-    ),
-}
+    "visitors": ("visitors at once, a face each", "s",
+        "up to 16 who wait share one forward pass, so few cost more each than many"),
+    "batches": ("faces in a batch", "s",
+        "one face pays for every operator's call alone; from 8 on arithmetic is all"),
+    "resolutions": ("pixels of a face", "s a face",
+        "levels of more pixels have fewer channels, down to 32 at 64 px; from there all cost "
+        "alike"),
+}  # fmt: skip
 
 
 def plot(curves: dict[str, Points], path: Path) -> None:

@@ -106,15 +106,11 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     settings_file = folder / "variant.json"
     settings_file.write_text(json.dumps(values | {"out": str(folder / "run")}), encoding="utf-8")
     before = common.seconds_of_children()
+    command, env = [sys.executable, "train.py", "--config", str(settings_file)], dict(os.environ)
+    env["OMP_NUM_THREADS"] = "1"
     with (folder / "log").open("w") as log:
-        status = subprocess.run(
-            [sys.executable, "train.py", "--config", str(settings_file)],
-            cwd=common.ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        said = {"stdout": log, "stderr": subprocess.STDOUT}
+        status = subprocess.run(command, cwd=common.ROOT, env=env, check=False, **said).returncode
     if status:
         raise common.BenchError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
     return common.seconds_of_children() - before

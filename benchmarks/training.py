@@ -78,15 +78,9 @@ class Worker:
         command += ["--images", str(Path(faces.images.filename).resolve())]
         self.name, self.batch = name, batch
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
-        self.process = subprocess.Popen(
-            command,
-            cwd=common.ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=os.environ | ({} if name in PEERS else KEEP_MEMORY) | {"OMP_NUM_THREADS": "1"},
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        env = os.environ | ({} if name in PEERS else KEEP_MEMORY) | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=common.ROOT, text=True, env=env, **pipes)
         self.launch_s = self.ask("step 1")["whole"]
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -183,17 +177,13 @@ def measure_processes(args: argparse.Namespace) -> list[dict]:
     rows = []
     for processes in (1, 2):
         with tempfile.TemporaryDirectory() as out:
-            launch = ["--nproc_per_node", str(processes), "train.py"]
-            flags = ["--data", *args.data, "--resolution", "64", "--metric-samples", "0"]
-            flags += ["--tick-kimg", "0.512", "--total-kimg", "1.024" if args.quick else "3.072"]
-            flags += ["--grid-ticks", "99", "--snapshot-ticks", "99", "--out", out]
-            subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", *launch, *flags],
-                cwd=common.ROOT,
-                check=True,
-                capture_output=True,
-                env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            )
+            command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+            command += [str(processes), "train.py", "--data", *args.data, "--resolution", "64"]
+            command += ["--total-kimg", "1.024" if args.quick else "3.072", "--tick-kimg", "0.512"]
+            command += ["--grid-ticks", "99", "--snapshot-ticks", "99", "--metric-samples", "0"]
+            env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            options = {"cwd": common.ROOT, "check": True, "capture_output": True}
+            subprocess.run([*command, "--out", out], env=env, **options)
             lines = (Path(out) / "stats.jsonl").read_text().splitlines()
             rates = [json.loads(line)["images_per_s"] for line in lines[2:]]
             rows.append({"processes": processes, "images_per_s": median(rates)})
