@@ -95,6 +95,7 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
+            self.process.wait()  # else its time is counted to whatever is started next
             self.log.seek(0)
             raise RuntimeError(f"{self.name} died: {self.log.read()[-2000:]}")
         return json.loads(answer)
