@@ -15,29 +15,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.directions import (
-    ASSETS,
-    Bench,
-    BenchError,
-    EfficientNetLite0,
-    FeatureReader,
-    MetricsError,
-    build_extractor,
-    distance,
-    families,
-    open_reader,
-    small,
-)
-from model import ModelError, keep_freed_memory
+from benchmarks.common import BenchError, finish, table
+from benchmarks.directions import FEWEST as SHOWN  # faces a row of the sheet
+from benchmarks.directions import Bench, distance, open_bench, open_parser, small
+from fitting.directions import families
 from studio.another import PARTS, another
-from studio.faces import Studio
 from studio.pictures import Sheet, png_bytes, to_image
-from studio.recipe import Recipe
+from training.metrics import EfficientNetLite0
 
 VARIATION = 1_000_000  # the first seed that names a variation; faces have those from 0 on
 KINDS = {
@@ -45,9 +34,7 @@ KINDS = {
     "hair colour": ("hair",),
     "eye colour": ("eyes",),
     "expression": ("blush", "smile", "open_mouth"),
-    "things": ("hat", "ribbon", "glasses"),
 }  # families of tags
-SHOWN = 8  # faces a row of the sheet
 
 
 @dataclass(frozen=True)
@@ -64,18 +51,10 @@ class Row:
 class Keeping(Bench):
     """The studio, the judge, and the faces before."""
 
-    def __init__(
-        self, studio: Studio, judge: FeatureReader, extractor: EfficientNetLite0, seeds: int
-    ) -> None:
-        self.studio, self.judge, self.extractor = studio, judge, extractor
-        self.recipes = [Recipe(seed) for seed in range(seeds)]
-        self.pictures = self.draw(self.recipes)
-        self.plain = self.look(self.pictures)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
         self.palette = self.find_regions()
         self.coloured = self.palette.measure(small(self.pictures))
-        others = np.roll(np.arange(seeds), 1)
-        self.apart = distance(self.plain.features, self.plain.features[others])
-        self.faces_apart = distance(self.plain.faces, self.plain.faces[others])
 
     def change(self, part: str) -> Tensor:
         """Draw every face with another part, uint8 `[N, H, W, 3]`."""
@@ -104,24 +83,20 @@ class Keeping(Bench):
 
 def report(rows: list[Row], bench: Keeping) -> str:
     """Write the figures as Markdown."""
-    kinds, parts = list(rows[0].flips), list(rows[0].colours)
-    titles = ["another", *kinds, *(f"{part} ΔE" for part in parts), "identity", "face"]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    head = ["another", *rows[0].flips, *(f"{p} ΔE" for p in rows[0].colours), "identity", "face"]
+    lines = []
     for row in rows:
-        figures = [*(f"{row.flips[kind]:.0%}" for kind in kinds)]
-        figures += [*(f"{row.colours[part]:.1f}" for part in parts)]
-        lines.append(
-            f"| {row.name} | {' | '.join(figures)} | {row.identity:.2f} | {row.face:.2f} |"
-        )
+        shares = [f"{share:.0%}" for share in row.flips.values()]
+        colours = [f"{apart:.1f}" for apart in row.colours.values()]
+        lines.append([row.name, *shares, *colours, f"{row.identity:.2f}", f"{row.face:.2f}"])
     expression = "sliders" if bench.studio.directions else "a step in layers"
-    lines += [
-        "",
+    return (
+        f"{table(head, lines)}\n\n"
         f"Seeds 0 … {len(bench.recipes) - 1}, the page's truncation, weights "
         f"`{bench.studio.revision}`, expression by {expression}. Shares of faces in which the "
         f"judge sees a tag come or go; ΔE*ab of mean colours; distances as shares of those of two "
-        f"faces ({EfficientNetLite0.name}).",
-    ]
-    return "\n".join(lines)
+        f"faces ({EfficientNetLite0.name})."
+    )
 
 
 def write_sheet(path: Path, bench: Keeping, changed: dict[str, Tensor]) -> None:
@@ -136,15 +111,9 @@ def write_sheet(path: Path, bench: Keeping, changed: dict[str, Tensor]) -> None:
 
 def run(options: argparse.Namespace) -> str:
     """Measure what the command line asks for and return Markdown."""
-    if options.seeds < SHOWN:
-        raise BenchError(f"at least {SHOWN} seeds are needed, not {options.seeds}")
-    studio = Studio.open(options.model, fallback=False)
+    studio, judge, extractor = open_bench(options)
     if not studio.G.num_ws:
         raise BenchError("this generator has no w, so nothing of a face can be kept")
-    judge = open_reader(options.judge)
-    if not isinstance(judge, FeatureReader):
-        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
-    extractor = build_extractor(EfficientNetLite0.name, input_size=None)
     bench = Keeping(studio, judge, extractor, options.seeds)
     changed = {part: bench.change(part) for part in PARTS}
     if options.sheet:
@@ -155,25 +124,11 @@ def run(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; a fault is one sentence and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.another",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
-    add("--judge", type=Path, default=ASSETS / "judge", help="folder of the reader of tags")
-    add("--seeds", type=int, default=200, help="faces (default: %(default)s)")
-    add("--sheet", type=Path, help="also write the first faces, before and after, to this PNG")
-    options = parser.parse_args(arguments)
-    keep_freed_memory()
-    try:
-        print(run(options))
-    except (BenchError, MetricsError, ModelError, OSError) as error:
-        print(f"benchmarks.another: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run from the command line."""
+    parser = open_parser("another", __doc__, 200)
+    sheet = "also write the first faces, before and after, to this PNG"
+    parser.add_argument("--sheet", type=Path, help=sheet)
+    return finish("another", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

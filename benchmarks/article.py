@@ -14,32 +14,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from benchmarks.common import svg_pyplot
+from benchmarks import common
+from benchmarks.contestants import Ours
 from model import ArticleDiscriminator, ArticleGenerator, latents_from_seeds, load_network
 from training.config import BUNDLED_FACES, PRESETS, make_config
 from training.losses import OBJECTIVES
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "article"
-DOCS = ROOT / "docs" / "article"
-REPORT = ROOT / "docs" / "article.md"
+RUNS = common.ROOT / "runs" / "article"
+DOCS = common.ROOT / "docs" / "article"
+REPORT = common.ROOT / "docs" / "article.md"
 EPOCHS = (1, 2, 5, 10)  # of which the last is --images; a shorter run keeps the proportions
 TICKS, GRIDS = 80, 10  # lines of statistics and sample grids of a run
 PROBE = 8  # latents at which G's gradient is measured under each loss
-SPEED_BATCH, SPEED_REPEATS = 32, 2
+BATCH, SPEED_REPEATS = 32, 2
+DENSE_IMAGES = 310_000
 # The flags of train.py, besides those that every run gets.
 TUTORIAL: dict[str, list[str]] = {
     "article-minimax": ["--preset", "article-minimax"],
@@ -78,9 +78,9 @@ COLOURS = {"minimax": "#c0392b", "logsum": "#e08e0b", "bce": "#2166ac", "deconv"
 def run_all(options: argparse.Namespace) -> None:
     """Train every variant to as many images, then Kaogan's for as many seconds."""
     for name in options.variants:
-        whole, batch_size, samples = options.images, options.batch_size, options.metric_samples
+        whole, batch_size, samples = options.images, BATCH, options.metric_samples
         if name in DENSE:
-            whole, batch_size, samples = options.dense_images, 100, 2000
+            whole, batch_size, samples = DENSE_IMAGES, 100, 2000
         images = whole
         if name == "kaogan":
             images = round(whole * max(1.0, options.kaogan_speed or kaogan_speed()))
@@ -88,7 +88,7 @@ def run_all(options: argparse.Namespace) -> None:
         folder = options.runs / name
         if done(folder) < images:
             tick = max(1, whole // TICKS // batch_size) * batch_size
-            marks = [whole * epoch / EPOCHS[-1] / 1000 for epoch in options.marks]
+            marks = [whole * epoch / EPOCHS[-1] / 1000 for epoch in EPOCHS]
             run_to(folder, [
                 *VARIANTS[name], "--data", *options.data, "--batch-size", str(batch_size),
                 "--total-kimg", str(images / 1000), "--tick-kimg", str(tick / 1000),
@@ -103,7 +103,7 @@ def run_to(folder: Path, flags: list[str]) -> None:
         sys.executable, "train.py", *flags, "--out", str(folder), *resume, "--keep", "1",
         "--grid-ticks", str(TICKS // GRIDS), "--snapshot-ticks", str(TICKS // 2),
     ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=common.ROOT, check=True)
     (folder / "probe.json").write_text(json.dumps(probe(folder), indent=2) + "\n")
 
 
@@ -153,48 +153,39 @@ def naive_step(
     return d_loss.detach(), g_loss.detach()
 
 
-def time_naive(steps: int) -> float:
-    """Return images per second of the naive step, after one to warm up."""
+def make_naive() -> Callable[[], Any]:
+    """Return the naive step of untrained networks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     G, D = ArticleGenerator().to(device), ArticleDiscriminator().to(device)
     optimizers = [torch.optim.Adam(n.parameters(), 2e-4) for n in (G, D)]
-    real = torch.rand(SPEED_BATCH, 3, 96, 96, device=device) * 2 - 1
+    real = torch.rand(BATCH, 3, 96, 96, device=device) * 2 - 1
 
     def step() -> None:
-        z = torch.randn(2, SPEED_BATCH, G.z_dim, device=device)
+        z = torch.randn(2, BATCH, G.z_dim, device=device)
         naive_step(G, D, *optimizers, real, (z[0], z[1]))
 
-    return time_steps(step, steps)
+    return step
 
 
-def time_ours(name: str, steps: int) -> float:
-    """Return images per second of a variant's step by train.py, after one to warm up."""
-    import train
-    from training.run import build
-
+def make_ours(name: str) -> Callable[[], Any]:
+    """Return a variant's step by train.py."""
     preset, *rest = TUTORIAL[name][1:]
-    sizes = {"resolution": int(rest[1])} if rest else {}
-    with tempfile.TemporaryDirectory() as out:
-        shared = {"out": out, "batch_size": SPEED_BATCH, "metric_samples": 0, "penalty_interval": 4}
-        run = build(make_config(PRESETS[preset], sizes, shared, {"data": (str(BUNDLED_FACES),)}))
-
-        try:
-            return time_steps(lambda: train.step(run), steps)
-        finally:
-            run.lock.close()
+    values = {"data": (str(BUNDLED_FACES),), "batch_size": BATCH, "metric_samples": 0}
+    values |= {"penalty_interval": 4} | ({"resolution": int(rest[1])} if rest else {})
+    return Ours(make_config(PRESETS[preset], values)).step
 
 
-def time_steps(step: Any, steps: int) -> float:
-    """Return images per second; on a CPU, of the process's own time, whoever else computes."""
-    cuda = torch.cuda.is_available()
-    clock = time.perf_counter if cuda else time.process_time
-    step()
-    torch.cuda.synchronize() if cuda else None
-    start = clock()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize() if cuda else None
-    return SPEED_BATCH * steps / (clock() - start)
+def time_step(kind: str) -> float:
+    """Return images per second of a step, after one; on a CPU, of the process's own time."""
+    step, steps = (make_naive(), 1) if kind == "naive" else (make_ours(kind), 2)
+
+    def clock() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    return BATCH / (sum(common.interleave({"": step}, steps, clock=clock)[""]) / steps)
 
 
 def measure_speed() -> dict[str, Any]:
@@ -204,17 +195,19 @@ def measure_speed() -> dict[str, Any]:
     for _ in range(SPEED_REPEATS):
         for kind in kinds:
             command = [sys.executable, "-m", "benchmarks.article", "--step", kind]
-            printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            printed = subprocess.run(
+                command, cwd=common.ROOT, check=True, capture_output=True, text=True
+            )
             found[kind].append(float(printed.stdout.split()[-1]))
             print(f"{kind}: {found[kind][-1]:.2f} images/s", flush=True)
-    medians = {kind: round(statistics.median(rates), 2) for kind, rates in found.items()}
+    medians = {kind: round(median(rates), 2) for kind, rates in found.items()}
     factors = [a / b for a, b in zip(found["article-bce"], found["naive"], strict=True)]
     cuda = torch.cuda.is_available()
     return {
         "images_per_s": medians,
-        "factor": round(statistics.median(factors), 2),
+        "factor": round(median(factors), 2),
         "factors": [round(f, 2) for f in factors],
-        "batch_size": SPEED_BATCH,
+        "batch_size": BATCH,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
@@ -224,7 +217,7 @@ def kaogan_speed() -> float:
     """Return how many images Kaogan trains on in the time of one of the tutorial's."""
     path = DOCS / "speed.json"
     if not path.exists():
-        raise SystemExit("benchmarks.article: run --speed first, or give --kaogan-speed")
+        raise common.BenchError("run --speed first, or give --kaogan-speed")
     rates = json.loads(path.read_text())["images_per_s"]
     return rates["kaogan"] / rates["article-bce"]
 
@@ -233,19 +226,22 @@ def kaogan_speed() -> float:
 # The report
 
 
-def report(options: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> str:
     """Write figures, plots and drawn faces into docs/article, and the report's tables."""
     DOCS.mkdir(parents=True, exist_ok=True)
     runs = {name: options.runs / name for name in VARIANTS}
     runs = {name: folder for name, folder in runs.items() if (folder / "metrics.jsonl").exists()}
     if not runs:
-        raise SystemExit(f"benchmarks.article: {options.runs} holds no run; train with --run")
+        raise common.BenchError(f"{options.runs} holds no run; train with --run")
     figures = {name: collect(folder) for name, folder in runs.items()}
     text = json.dumps(figures, indent=1) + "\n"
     (DOCS / "figures.json").write_text(text, encoding="utf-8")
     draw_plots(figures)
     draw_films(runs)
-    fill_report(figures)
+    tables = list_tables(figures)
+    for name, text in tables.items():
+        common.renew_section(REPORT, name, text, by="article")
+    return "\n\n".join(tables.values())
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -284,24 +280,16 @@ def plot(
     name: str, lines: dict[str, dict[str, list]], panels: dict[str, str], *, log: bool = False
 ) -> None:
     """Draw one panel for each figure, one line for each variant, as an SVG of stable bytes."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(
-        1, len(panels), figsize=(9, 3.2), layout="constrained", squeeze=False
-    )
-    for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
-        for variant, curves in lines.items():
-            points = [
-                (x, y) for x, y in zip(curves["images"], curves[key], strict=True) if y is not None
-            ]
-            axis.plot(*zip(*points, strict=True), label=LABELS[variant], color=colour(variant))
-        axis.set(title=title, xlabel="images shown")
-        axis.set_yscale("log") if log else None
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if len(labels) > 1:
-        picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    picture.savefig(DOCS / name, metadata={"Date": None})
-    pyplot.close(picture)
+    with common.svg(DOCS / name, len(panels), (9, 3.2)) as (picture, axes):
+        for axis, (key, title) in zip(axes, panels.items(), strict=True):
+            for variant, curves in lines.items():
+                both = zip(curves["images"], curves[key], strict=True)
+                points = [(x, y) for x, y in both if y is not None]
+                axis.plot(*zip(*points, strict=True), label=LABELS[variant], color=colour(variant))
+            axis.set(title=title, xlabel="images shown", yscale="log" if log else "linear")
+        handles, labels = axes[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def colour(variant: str) -> str:
@@ -356,108 +344,87 @@ def strip(grids: dict[str, Path], side: int, at: float) -> Image.Image:
     return sheet
 
 
-def fill_report(figures: dict[str, Any]) -> None:
-    """Write the tables into the report, between <!-- NAME --> and <!-- /NAME -->."""
-    speed = DOCS / "speed.json"
+def list_tables(figures: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of the report by the names of their sections."""
     tables = {}
     for family, names in (("article", TUTORIAL), ("dense", DENSE)):
         found = {name: figures[name] for name in names if name in figures}
         if found:
             tables[f"{family}-metrics"] = metrics_table(found)
             tables[f"{family}-probe"] = probe_table(found)
-    if speed.exists():
-        tables["speed"] = speed_table(json.loads(speed.read_text()))
-    text = REPORT.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
-    REPORT.write_text(text, encoding="utf-8")
+    speed = DOCS / "speed.json"
+    return tables | (
+        {"speed": speed_table(json.loads(speed.read_text()))} if speed.exists() else {}
+    )
 
 
 def metrics_table(figures: dict[str, Any]) -> str:
-    """Return Fréchet distance and KID of every variant at every mark, as Markdown."""
+    """Return Fréchet distance and KID (in thousandths) of every variant at every mark."""
     marks = sorted({int(mark) for entry in figures.values() for mark in entry["metrics"]})
-    rows = [
-        "| | " + " | ".join(f"{mark:,}" for mark in marks) + " |",
-        "|---|" + "---|" * len(marks),
-    ]
+    rows = []
     for name, entry in figures.items():
         found = {int(mark): line for mark, line in entry["metrics"].items()}
-        cells = [score_text(found[mark]) if mark in found else "" for mark in marks]
-        rows.append(f"| {LABELS[name]} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def score_text(line: dict[str, Any]) -> str:
-    """Return Fréchet distance and KID (in thousandths) of one measurement."""
-    return f"{line['frechet']:.1f} / {1000 * line['kid']:.0f}"
+        scores = {m: f"{r['frechet']:.1f} / {1000 * r['kid']:.0f}" for m, r in found.items()}
+        rows.append([LABELS[name], *(scores.get(mark, "") for mark in marks)])
+    return common.table(["", *(f"{mark:,}" for mark in marks)], rows)
 
 
 def probe_table(figures: dict[str, Any]) -> str:
-    """Return the gradients of each trained pair under each loss, as Markdown."""
+    """Return the gradients of each trained pair under each loss."""
     names = {"minimax": "minimax", "minimax-logsum": "log of the sum", "bce": "cross-entropy"}
+    probes = {k: v["probe"] for k, v in figures.items() if k != "kaogan" and v["probe"]}
     rows = [
-        "| trained by | D(G(z)) | " + " | ".join(names.values()) + " |",
-        "|---|---|---|---|---|",
+        [LABELS[name], f"{p['d_fake']:.2g}", *(f"{p['gradient'][k]:.2g}" for k in names)]
+        for name, p in probes.items()
     ]
-    for name, entry in figures.items():
-        if name != "kaogan" and entry["probe"]:
-            lengths = entry["probe"]["gradient"]
-            cells = " | ".join(f"{lengths[k]:.2g}" for k in names)
-            rows.append(f"| {LABELS[name]} | {entry['probe']['d_fake']:.2g} | {cells} |")
-    return "\n".join(rows)
+    return common.table(["trained by", "D(G(z))", *names.values()], rows)
 
 
 def speed_table(speed: dict[str, Any]) -> str:
-    """Return images per second of each step, as Markdown."""
+    """Return images per second of each step."""
     rates = speed["images_per_s"]
-    return "\n".join([
-        f"| step, batch {speed['batch_size']}, {speed['threads']} thread(s), {speed['device']} "
-        "| images/s |",
-        "|---|---|",
-        f"| the tutorial's, written plainly | {rates['naive']:.1f} |",
-        f"| the same mathematics by train.py | {rates['article-bce']:.1f} "
-        f"({speed['factor']:.1f} times) |",
-        f"| Kaogan's own at 96 px | {rates['kaogan']:.1f} |",
-    ])  # fmt: skip
+    where = f"{speed['threads']} thread(s), {speed['device']}"
+    ours = f"{rates['article-bce']:.1f} ({speed['factor']:.1f} times)"
+    rows = [
+        ["the tutorial's, written plainly", f"{rates['naive']:.1f}"],
+        ["the same mathematics by train.py", ours],
+        ["Kaogan's own at 96 px", f"{rates['kaogan']:.1f}"],
+    ]
+    return common.table([f"step, batch {speed['batch_size']}, {where}", "images/s"], rows)
 
 
-def main() -> int:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.article", description=__doc__)
-    parser.add_argument("--run", action="store_true", help="train what is not trained yet")
-    parser.add_argument("--speed", action="store_true", help="time the step, naive and ours")
-    parser.add_argument("--data", nargs="+", help="faces, as train.py takes them")
-    parser.add_argument("--images", type=int, default=310_000, help="images of a whole run")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument(
-        "--dense-images", type=int, default=310_000, help="images of a whole run at 28 px"
-    )
-    parser.add_argument(
-        "--marks", type=int, nargs="+", default=EPOCHS, help="tenths of a run to measure after"
-    )
-    parser.add_argument("--metric-samples", type=int, default=5000, help="faces for the metrics")
-    parser.add_argument(
-        "--kaogan-speed", type=float, default=0.0,
-        help="images of Kaogan in the time of one of the tutorial's (default: as --speed found)",
-    )  # fmt: skip
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs")
-    parser.add_argument("--step", choices=["naive", *VARIANTS], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> str:
+    """Do what the command line asks for and return what there is to print."""
     if options.step:
-        timed = time_naive(1) if options.step == "naive" else time_ours(options.step, 2)
-        print(timed)
-    elif options.speed:
+        return str(time_step(options.step))
+    if options.speed:
         DOCS.mkdir(parents=True, exist_ok=True)
-        (DOCS / "speed.json").write_text(json.dumps(measure_speed(), indent=2) + "\n")
-    elif options.run:
-        if not options.data:
-            parser.error("--run needs --data")
-        run_all(options)
-    else:
-        report(options)
-    return 0
+        speed = measure_speed()
+        (DOCS / "speed.json").write_text(json.dumps(speed, indent=2) + "\n")
+        return speed_table(speed)
+    if not options.run:
+        return report(options)
+    if not options.data:
+        raise common.BenchError("--run needs --data")
+    run_all(options)
+    return f"{options.runs}: trained"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = common.make_parser("article", __doc__, speed=False)
+    add = parser.add_argument
+    add("--run", action="store_true", help="train what is not trained yet")
+    add("--speed", action="store_true", help="time the step, naive and ours")
+    add("--data", nargs="+", help="faces, as train.py takes them")
+    add("--images", type=int, default=310_000, help="images of a whole run")
+    add("--metric-samples", type=int, default=5000, help="faces for the metrics")
+    times = "images of Kaogan in the time of one of the tutorial's (default: as --speed found)"
+    add("--kaogan-speed", type=float, default=0.0, help=times)
+    add("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    add("--runs", type=Path, default=RUNS, help="folder of the runs")
+    add("--step", choices=["naive", *TUTORIAL], help=argparse.SUPPRESS)
+    return common.finish("article", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the speed benches share: interleaved timing, tables, and where results go.
+"""What the benches share: command lines, timing in turns, tables, plots, and where results go.
 
-Each bench prints one table, writes its figures to runs/benchmarks/NAME.json (git ignores it) and,
-unless --quick, puts the table into its section of docs/performance.md.
+A bench of speed prints its table, writes its figures to runs/benchmarks/NAME.json (git ignores it)
+and, unless --quick, puts the table into its section of docs/performance.md. Other benches write
+into the document that --docs names.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import argparse
 import json
 import platform
 import re
+import resource
 import socket
-import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,58 @@ RESULTS = ROOT / "runs" / "benchmarks"
 DOC = ROOT / "docs" / "performance.md"
 
 
-def make_parser(name: str, about: str) -> argparse.ArgumentParser:
-    """Return the command line that every bench has."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
-    parser.add_argument(
-        "--quick", action="store_true", help="seconds instead of minutes; docs stay as they are"
+class BenchError(ValueError):
+    """Something that is needed to measure is not there, or what was measured cannot be."""
+
+
+def make_parser(name: str, about: str, *, speed: bool = True) -> argparse.ArgumentParser:
+    """Return a bench's command line.
+
+    Args:
+        about: the module's text.
+        speed: whether its figures are kept and its table is of docs/performance.md.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for NAME.json")
+    if speed:
+        parser.add_argument(
+            "--quick", action="store_true", help="seconds instead of minutes; docs stay as they are"
+        )
+        parser.add_argument("--results", type=Path, default=RESULTS, help="folder for NAME.json")
+        parser.set_defaults(docs=DOC)
     return parser
+
+
+def finish(name: str, options: argparse.Namespace, work: Callable[..., Any]) -> int:
+    """Do a bench's work and return the command's status; a fault is one sentence and status 2.
+
+    Args:
+        work: takes the options; returns Markdown, which is printed and written into the section of
+            `options.docs` where there is one, or Markdown and the figures to keep as NAME.json.
+    """
+    try:
+        done = work(options)
+        text, figures = done if isinstance(done, tuple) else (done, None)
+        print(text)
+        if figures is not None:
+            options.results.mkdir(parents=True, exist_ok=True)
+            (options.results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+        document = getattr(options, "docs", None)
+        if document and not getattr(options, "quick", False):
+            renew_section(document, name, text)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def kept_figures(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of an earlier run, of which a run of some parts renews some."""
+    path = options.results / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() and not options.quick else {}
 
 
 def save_sheet(faces: np.ndarray, path: Path) -> None:
@@ -74,14 +121,15 @@ def clock_for(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
+def seconds_of_children() -> float:
+    """Return what the processor has worked for this process's children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def p95(values: Sequence[float]) -> float:
     """Return the value that 95 of 100 do not exceed."""
     return sorted(values)[min(len(values) - 1, round(0.95 * (len(values) - 1)))]
-
-
-def median(values: Sequence[float]) -> float:
-    """Return the middle value."""
-    return statistics.median(values)
 
 
 def machine() -> str:
@@ -127,33 +175,35 @@ def wait_until_it_answers(process: subprocess.Popen, address: str, seconds: floa
             time.sleep(0.3)
 
 
-def svg_pyplot() -> Any:
-    """Return matplotlib's pyplot, set to write SVG of stable bytes (save with Date None)."""
+@contextmanager
+def svg(path: Path, panels: int, size: tuple[float, float], **options: Any) -> Iterator[Any]:
+    """Yield a figure and its panels, side by side; write it as SVG of stable bytes."""
     import matplotlib  # of requirements-bench.txt
 
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "kaogan", "font.size": 10, "svg.fonttype": "none"}
     from matplotlib import pyplot
 
-    return pyplot
+    options |= {"figsize": size, "layout": "constrained", "squeeze": False}
+    picture, axes = pyplot.subplots(1, panels, **options)
+    yield picture, axes[0]
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, metadata={"Date": None})
+    pyplot.close(picture)
 
 
-def publish(name: str, text: str, figures: Any, args: argparse.Namespace) -> None:
-    """Print a bench's table, keep its figures, and renew its section of docs/performance.md."""
-    print(text)
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    if not args.quick:
-        renew_section(DOC, name, text)
-
-
-def renew_section(path: Path, name: str, text: str) -> None:
+def renew_section(path: Path, name: str, text: str, by: str = "") -> None:
     """Replace what stands between the marks of a section, or append the section.
 
+    Args:
+        by: the bench, where its name is not the section's.
     Raises:
         ValueError: a section that begins and does not end.
     """
-    begin, end = f"<!-- {name}: written by python -m benchmarks.{name} -->", f"<!-- end {name} -->"
+    begin = f"<!-- {name}: written by python -m benchmarks.{by or name} -->"
+    end = f"<!-- end {name} -->"
     document = path.read_text(encoding="utf-8") if path.exists() else ""
     section = f"{begin}\n{text.strip()}\n{end}"
     if begin not in document:

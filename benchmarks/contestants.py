@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import tempfile
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,6 @@ FASTER = {  # what train.py offers for little time
     "kaogan-projected": {"patch": 2, "projected_weight": 1.0},
 }
 NAMES = (*OURS, *FASTER, "kaogan-bare", "dcgan")
-PATCHED = 128  # px from which Kaogan paints patches of 2, and of 4 at twice as many
 
 
 class Ours:
@@ -53,8 +53,6 @@ class Ours:
 def settings(args: argparse.Namespace) -> TrainConfig:
     """Return the configuration of a run at a worker's size and batch."""
     extra = {"resolution": args.size, "batch_size": args.batch, "metric_samples": 0}
-    if args.name.startswith("kaogan") and args.size >= PATCHED:
-        extra["patch"] = min(4, 2 * args.size // PATCHED)
     extra |= FASTER.get(args.name, {})
     if args.data:
         extra["data"] = tuple(args.data.split("\n"))
@@ -132,9 +130,8 @@ class DCGAN:
     def generator(self) -> nn.Module:
         """Return z `[N, 100, 1, 1]` → pictures `[N, 3, 64, 64]`."""
         layers: list[nn.Module] = []
-        for index, wide in enumerate(self.WIDTHS):
-            narrow = (self.Z_DIM, *self.WIDTHS)[index]
-            stride, padding = (2, 1) if index else (1, 0)
+        for narrow, wide in pairwise((self.Z_DIM, *self.WIDTHS)):
+            stride, padding = (2, 1) if layers else (1, 0)
             layers.append(nn.ConvTranspose2d(narrow, wide, 4, stride, padding, bias=False))
             layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
         last = nn.ConvTranspose2d(self.WIDTHS[-1], 3, 4, 2, 1, bias=False)
@@ -143,9 +140,8 @@ class DCGAN:
     def critic(self) -> nn.Module:
         """Return pictures `[N, 3, 64, 64]` → logits `[N, 1, 1, 1]`."""
         widths = self.WIDTHS[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False)]
-        layers.append(nn.LeakyReLU(0.2, inplace=True))
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        layers = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 4, 2, 1, bias=False), nn.BatchNorm2d(wide)]
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False))

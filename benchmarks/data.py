@@ -16,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import ROOT, machine, make_parser, median, publish, table
+from benchmarks.common import ROOT, finish, interleave, machine, make_parser, table
 from studio.faces import count_cpus
 from training.config import BUNDLED_FACES
 from training.data import Batches, pack
@@ -77,19 +78,9 @@ def pack_plainly(folder: Path, out: Path) -> None:
     np.save(out, np.stack(faces))
 
 
-def cpu_seconds(case: Callable[[], Any]) -> float:
-    """Return the processor's seconds of a call."""
-    start = time.process_time()
-    case()
-    return time.process_time() - start
-
-
 def take_turns(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Return the median processor's seconds of each case, called in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, case in cases.items():
-            seconds[name].append(cpu_seconds(case))
+    seconds = interleave(cases, repeats, warm=0, clock=time.process_time)
     return {name: median(values) for name, values in seconds.items()}
 
 
@@ -122,15 +113,11 @@ def measure_loading(folder: Path, count: int, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         faces = pack([str(folder)], TARGET, cache_dir=Path(scratch), workers=1, progress=False)
         ours = Batches(faces, batch_size_per_process=BATCH, seed=0, device=torch.device("cpu"))
-        change = transforms.Compose(
-            [
-                transforms.Resize(TARGET),
-                transforms.CenterCrop(TARGET),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5] * 3, [0.5] * 3),
-            ]
-        )
+        change = transforms.Compose([
+            transforms.Resize(TARGET), transforms.CenterCrop(TARGET),
+            transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ])  # fmt: skip
         theirs = DataLoader(ImageFolder(folder, change), BATCH, shuffle=True, drop_last=True)
         cases = {
             "Kaogan's Batches": lambda: [ours.batch(i * BATCH) for i in range(steps)],
@@ -173,12 +160,8 @@ def report(figures: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the bench."""
-    parser = make_parser("data", __doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", default=[str(BUNDLED_FACES)], help="as for train.py")
-    parser.add_argument("--count", type=int, default=1000, help="files")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     torch.set_num_threads(1)
     repeats = 1 if args.quick else 5
     with tempfile.TemporaryDirectory() as scratch:
@@ -191,8 +174,15 @@ def main(argv: list[str] | None = None) -> int:
             "loading": measure_loading(folder, count, repeats),
             "large": measure_large(args.quick),
         }
-    publish("data", report(figures), figures, args)
-    return 0
+    return report(figures), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("data", __doc__)
+    parser.add_argument("--data", nargs="+", default=[str(BUNDLED_FACES)], help="as for train.py")
+    parser.add_argument("--count", type=int, default=1000, help="files")
+    return finish("data", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

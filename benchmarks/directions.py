@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +27,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import machine
+from benchmarks.common import BenchError, finish, interleave, machine, make_parser, table
 from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
-from model import ModelError, keep_freed_memory
+from model import keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Edit, Recipe
-from training.data import DataError, pack
+from training.data import pack
 from training.metrics import (
     EfficientNetLite0,
-    MetricsError,
     OrientedGradients,
     build_extractor,
+    frechet_distance,
     real_features,
 )
 
@@ -47,16 +48,12 @@ FACE = (slice(24, 58), slice(14, 50))  # rows and columns of 64, from the brows 
 SUCCESS, LEAKAGE, IDENTITY, REALISM = 0.85, 0.10, 0.50, 1.30  # what is aimed at
 REAL_FACES = 10_000  # that Fréchet distances are taken to
 REGION_FACES = 2000
+FEWEST = 8  # seeds
 TIMED = 128  # faces drawn together to time one
 COLOURS = {
     "hair": ("#e8c66a", "#6b4a36", "#3a4a9a", "#e59ab8", "#8a68b0", "#4f9a68", "#b04040"),
     "eyes": ("#3f6fc0", "#a83a3a", "#7a5230", "#3f8a50", "#7a4fa8", "#c8a030"),
 }  # fmt: skip
-START, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
-
-
-class BenchError(ValueError):
-    """Something that is needed to measure is not there."""
 
 
 @dataclass(frozen=True)
@@ -83,32 +80,31 @@ class Row:
     realism: float  # Fréchet distance to real faces over that of the unedited ones
 
     @property
-    def meets(self) -> bool:
-        """Say whether all four aims are met."""
-        kept = self.leakage <= LEAKAGE and self.identity <= IDENTITY and self.realism <= REALISM
-        return kept and self.success >= SUCCESS
+    def missed(self) -> list[str]:
+        """Name the aims that it misses."""
+        aims = {
+            "success": self.success >= SUCCESS,
+            "leakage": self.leakage <= LEAKAGE,
+            "identity": self.identity <= IDENTITY,
+            "realism": self.realism <= REALISM,
+        }
+        return [name for name, met in aims.items() if not met]
 
 
 class Bench:
     """The studio, the judge and the unedited faces."""
 
     def __init__(
-        self,
-        studio: Studio,
-        judge: FeatureReader,
-        extractor: EfficientNetLite0,
-        real: np.ndarray,
-        seeds: int,
+        self, studio: Studio, judge: FeatureReader, extractor: EfficientNetLite0, seeds: int
     ) -> None:
         self.studio, self.judge = studio, judge
         self.recipes = [Recipe(seed) for seed in range(seeds)]
         # One extractor gives the judge its maps and the distances their features.
         self.extractor = extractor
-        self.plain = self.look(self.draw(self.recipes))
+        self.pictures = self.draw(self.recipes)
+        self.plain = self.look(self.pictures)
         self.apart = distance(self.plain.features, np.roll(self.plain.features, 1, 0))
         self.faces_apart = distance(self.plain.faces, np.roll(self.plain.faces, 1, 0))
-        self.real = RealFaces(real)
-        self.frechet = self.real.distance(self.plain.features)
 
     def draw(self, recipes: Iterable[Recipe]) -> Tensor:
         """Draw recipes as uint8 `[N, H, W, 3]`."""
@@ -128,8 +124,8 @@ class Bench:
             shapes.append(gradients(grey)[:, : -3 * gradients.CELLS**2])  # the rest are colours
         return Seen(*(torch.cat(parts).numpy() for parts in (logits, features, shapes)))
 
-    def measure(self, tag: str) -> Row:
-        """Measure the slider of one tag."""
+    def measure(self, tag: str, real: np.ndarray, frechet: float) -> Row:
+        """Measure the slider of one tag; `frechet` is how far the unedited faces are from real."""
         name = slider_name(tag)
         slider = self.studio.directions.sliders[name]
         edit = (Edit(name, slider.high),)
@@ -148,7 +144,7 @@ class Bench:
             worst=f"{tags[others[worst]]} {flipped[worst]:.0%}",
             identity=distance(self.plain.features, seen.features) / self.apart,
             face=distance(self.plain.faces, seen.faces) / self.faces_apart,
-            realism=self.real.distance(seen.features) / self.frechet,
+            realism=frechet_distance(real, seen.features) / frechet,
         )
 
     def colour(self, part: str, palette: Palette) -> tuple[float, float]:
@@ -176,34 +172,12 @@ class Bench:
         edits = (*(Edit(name, 1.0) for name in names), Edit("hair", "#3fa34d"))
         plain = self.recipes[:TIMED]
         edited = [replace(r, edits=edits) for r in plain]
-        times: tuple[list, list] = ([], [])
-        for _ in range(repeats):
-            for recipes, taken in zip((plain, edited), times, strict=True):
-                start = time.process_time()
-                self.studio.draw_recipes(recipes)
-                taken.append(1000 * (time.process_time() - start) / len(recipes))
-        return min(times[0]), min(times[1])
-
-
-class RealFaces:
-    """Fréchet distances to many real faces, from features `[N, D]`, with N's part done once."""
-
-    def __init__(self, features: np.ndarray) -> None:
-        self.count = len(features)
-        self.mean = features.mean(0, dtype=np.float64)
-        self.covariance = np.cov(features, rowvar=False, dtype=np.float64)
-
-    def distance(self, features: np.ndarray) -> float:
-        """Return the distance to the faces of features `[M, D]`.
-
-        As `training.metrics.frechet_distance`; tr (C₁C₂)^½ comes from the M × M matrix X C₁ Xᵀ,
-        where C₂ = XᵀX, for it has the eigenvalues of C₁C₂ that are not 0.
-        """
-        mean = features.mean(0, dtype=np.float64)
-        x = (features - mean) / np.sqrt(len(features) - 1)
-        cross = np.sqrt(np.linalg.eigvalsh(x @ self.covariance @ x.T).clip(min=0)).sum()
-        apart = np.square(self.mean - mean).sum()
-        return float(apart + np.trace(self.covariance) + np.square(x).sum() - 2 * cross)
+        cases = {
+            name: partial(self.studio.draw_recipes, recipes)
+            for name, recipes in (("plain", plain), ("edited", edited))
+        }
+        seconds = interleave(cases, repeats, warm=0, clock=time.process_time)
+        return tuple(1000 * min(taken) / len(plain) for taken in seconds.values())
 
 
 def small(faces: Tensor) -> Tensor:
@@ -223,45 +197,27 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(rows: list[Row], missing: list[str], bench: Bench) -> str:
     """Write the figures as Markdown."""
+    head = (
+        "slider", "layers", "before", "success", "leakage", "most flipped", "identity", "face",
+        "realism", "aims",
+    )  # fmt: skip
     lines = [
-        "| slider | layers | before | success | leakage | most flipped | identity | face | realism "
-        "| aims |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.groups} | {row.before:.0%} | {row.success:.0%} | "
-            f"{row.leakage:.1%} | {row.worst} | {row.identity:.2f} | {row.face:.2f} | "
-            f"{row.realism:.2f} | "
-            f"{'all' if row.meets else faults(row)} |"
+        (
+            row.name, row.groups, f"{row.before:.0%}", f"{row.success:.0%}", f"{row.leakage:.1%}",
+            row.worst, f"{row.identity:.2f}", f"{row.face:.2f}", f"{row.realism:.2f}",
+            f"not {', '.join(row.missed)}" if row.missed else "all",
         )
-    ranked = sorted(rows, key=merit, reverse=True)
-    count = len(bench.recipes)
-    lines += [
-        "",
-        f"{sum(row.meets for row in rows)} of {len(rows)} sliders meet all four aims. "
-        f"Best: {', '.join(row.name for row in ranked[:4])}. "
-        f"Worst: {', '.join(row.name for row in ranked[-4:][::-1])}.",
-        f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.",
-        "",
-        f"Seeds 0 … {count - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
-        f"`{bench.studio.revision}`. Fréchet distance of the unedited faces to "
-        f"{bench.real.count:,} real ones: {bench.frechet:.0f} "
-        f"({EfficientNetLite0.name} at {SIZE} px, {count:,} faces).",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def faults(row: Row) -> str:
-    """Name the aims that a slider misses."""
-    missed = {
-        "success": row.success < SUCCESS,
-        "leakage": row.leakage > LEAKAGE,
-        "identity": row.identity > IDENTITY,
-        "realism": row.realism > REALISM,
-    }
-    return "not " + ", ".join(name for name, holds in missed.items() if holds)
+        for row in rows
+    ]  # fmt: skip
+    ranked = [row.name for row in sorted(rows, key=merit, reverse=True)]
+    return (
+        f"{table(head, lines)}\n\n"
+        f"{sum(not row.missed for row in rows)} of {len(rows)} sliders meet all four aims. "
+        f"Best: {', '.join(ranked[:4])}. Worst: {', '.join(ranked[-4:][::-1])}.\n"
+        f"Without a slider, since these weights cannot draw it: {', '.join(missing) or 'none'}.\n\n"
+        f"Seeds 0 … {len(bench.recipes) - 1}, psi {DEFAULT_PSI} and {DEFAULT_FINE}, weights "
+        f"`{bench.studio.revision}`."
+    )
 
 
 def merit(row: Row) -> float:
@@ -273,91 +229,76 @@ def merit(row: Row) -> float:
 def report_colours(bench: Bench) -> str:
     """Measure picked colours and times, and write them as Markdown."""
     palette = bench.find_regions()
-    lines = ["| colour | from the target before | after |", "|---|---|---|"]
-    for part in bench.studio.directions.colours:
-        before, after = bench.colour(part, palette)
-        lines.append(f"| {part} | ΔE {before:.1f} | ΔE {after:.1f} |")
+    measured = {part: bench.colour(part, palette) for part in bench.studio.directions.colours}
+    lines = [(p, f"ΔE {before:.1f}", f"ΔE {after:.1f}") for p, (before, after) in measured.items()]
     plain, edited = bench.milliseconds()
-    lines += [
-        "",
+    return (
+        f"{table(('colour', 'from the target before', 'after'), lines)}\n\n"
         f"{', '.join(f'{len(c)} targets for {p}' for p, c in COLOURS.items())}, in turn over the "
         f"seeds; ΔE*ab between the target and the mean colour of the part. Drawn among {TIMED}, "
         f"a face takes {plain:.1f} ms of one CPU thread, with two sliders and a colour "
-        f"{edited:.1f} ms ({machine()}).",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{edited:.1f} ms ({machine()})."
+    )
 
 
-def insert(path: Path, text: str) -> None:
-    """Put text between the markers of a document.
+def open_bench(options: argparse.Namespace) -> tuple[Studio, FeatureReader, EfficientNetLite0]:
+    """Open the generator, the judge and the extractor of features.
 
     Raises:
-        BenchError: the document or its markers are missing.
+        BenchError: the judge's folder holds another kind of reader, or seeds are too few.
     """
-    document = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, begin, rest = document.partition(START)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{path} must hold the lines {START} and {END}")
-    path.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    if options.seeds < FEWEST:
+        raise BenchError(f"at least {FEWEST} seeds are needed, not {options.seeds}")
+    keep_freed_memory()
+    studio, judge = Studio.open(options.model, fallback=False), open_reader(options.judge)
+    if not isinstance(judge, FeatureReader):
+        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
+    return studio, judge, build_extractor(EfficientNetLite0.name, input_size=None)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; a fault is one sentence and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.directions",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def open_parser(name: str, about: str, seeds: int) -> argparse.ArgumentParser:
+    """Return the command line of a bench that asks the judge."""
+    parser = make_parser(name, about, speed=False)
     add = parser.add_argument
-    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
     add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
     add("--judge", type=Path, default=ASSETS / "judge", help="folder of the second reader")
-    add("--seeds", type=int, default=1000, help="faces a slider (default: %(default)s)")
-    add("--only", nargs="+", metavar="SLIDER", help="measure these alone")
-    add("--docs", type=Path, help="document that gets the tables, between its markers")
-    options = parser.parse_args(arguments)
-    keep_freed_memory()
-    try:
-        text = run(options)
-        print(text)
-        if options.docs:
-            insert(options.docs, text)
-    except (BenchError, DataError, MetricsError, ModelError, OSError) as error:
-        print(f"benchmarks.directions: {error}", file=sys.stderr)
-        return 2
-    return 0
+    add("--seeds", type=int, default=seeds, help="faces (default: %(default)s)")
+    return parser
 
 
 def run(options: argparse.Namespace) -> str:
     """Measure what the command line asks for and return Markdown."""
-    if options.seeds < 8:
-        raise BenchError(f"at least 8 seeds are needed, not {options.seeds}")
-    studio = Studio.open(options.model, fallback=False)
+    studio, judge, extractor = open_bench(options)
     if studio.directions is None:
         raise BenchError(studio.directions_notice)
-    judge = open_reader(options.judge)
-    if not isinstance(judge, FeatureReader):
-        raise BenchError(f"{options.judge} holds a {type(judge).__name__}, not a FeatureReader")
-    extractor = build_extractor(EfficientNetLite0.name, input_size=None)
     faces = pack(options.data, SIZE)
-    real = real_features(
-        faces.images,
-        extractor,
-        cache_dir=faces.path,
-        data_key=faces.key,
-        limit=REAL_FACES,
-    )
-    bench = Bench(studio, judge, extractor, real, options.seeds)
+    known = {"cache_dir": faces.path, "data_key": faces.key, "limit": REAL_FACES}
+    real = real_features(faces.images, extractor, **known)
+    bench = Bench(studio, judge, extractor, options.seeds)
+    frechet = frechet_distance(real, bench.plain.features)
     names = {slider_name(tag): tag for tag in judge.tags}
     there = [name for name in names if name in studio.directions.sliders]
     asked = [name for name in there if name in (options.only or there)]
     if not asked:
         raise BenchError("there is no such slider; leave out --only to measure all")
-    rows = [bench.measure(names[name]) for name in tqdm(asked, disable=None)]
+    rows = [bench.measure(names[name], real, frechet) for name in tqdm(asked, disable=None)]
     missing = [name for name in names if name not in there]
-    return f"{report(rows, missing, bench)}\n{report_colours(bench)}"
+    text = report(rows, missing, bench)
+    text += (
+        f" Fréchet distance of the unedited faces to {len(real):,} real ones: {frechet:.0f} "
+        f"({EfficientNetLite0.name} at {SIZE} px, {options.seeds:,} faces)."
+    )
+    return f"{text}\n\n{report_colours(bench)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = open_parser("directions", __doc__, 1000)
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
+    add("--only", nargs="+", metavar="SLIDER", help="measure these alone")
+    add("--docs", type=Path, help="document whose section gets the tables")
+    return finish("directions", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     pip install -r requirements-bench.txt
     python -m benchmarks.faces --data FACES
-    python -m benchmarks.faces --data FACES --beside "the weights before=OLD_GENERATOR"
 
 Writes into assets/samples, for the model card: curves.svg, the losses of every run in stats.jsonl
 over the images shown; neighbours.svg and neighbours.json, the distances of 64 faces to their eight
@@ -15,28 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, svg_pyplot
-from benchmarks.curves import draw_curves
-from model import Generator, ModelError, keep_freed_memory, latents_from_seeds
-from training.data import DataError, Faces, pack
-from training.metrics import (
-    Extractor,
-    MetricsError,
-    build_extractor,
-    compute_features,
-    real_features,
-)
+from benchmarks.common import ROOT, finish, make_parser, svg, table
+from model import Generator, keep_freed_memory, latents_from_seeds
+from training.data import Faces, pack
+from training.metrics import Extractor, build_extractor, compute_features, real_features
 from training.release import draw
 
 SAMPLES = 64  # faces, of the seeds 0 … 63 at psi 1
 NEAREST = 8
+LOGGED = {"d_loss": "D's loss", "g_loss": "G's loss", "diversity": "spread of 64 faces"}
 REALS = 2000  # real faces, evenly spread, whose own neighbours are the measure
 FEATURES = ("efficientnet-lite0", "hog")
 SPECTRUM_FACES = 512  # drawn ones whose power is averaged, at psi 1
@@ -97,24 +90,36 @@ def measure(G: Generator, faces: Faces) -> dict[str, Any]:
     return figures
 
 
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw the lines of stats.jsonl, one run after the other, as SVG."""
+    start = 0.0
+    with svg(path, len(LOGGED), (3 * len(LOGGED), 3)) as (_, axes):
+        for run in sorted({line.get("run", 1) for line in lines}):
+            ticks = [line for line in lines if line.get("run", 1) == run]
+            for axis, (key, title) in zip(axes, LOGGED.items(), strict=True):
+                points = [(start + tick["kimg"], tick[key]) for tick in ticks if key in tick]
+                axis.plot(*zip(*points, strict=True), color="#2166ac")
+                if start:
+                    axis.axvline(start, color="#bbbbbb", linewidth=0.8, linestyle=":")
+                xlabel = "thousand images; dotted: the next run"
+                axis.set(title=title, xlabel=xlabel, ylim=(0, None))
+            start += ticks[-1]["kimg"]
+
+
 def draw_neighbours(figures: dict[str, Any], path: Path) -> None:
     """Draw a line for each face over its first to eighth neighbour, on the band of the reals."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(1, len(figures), figsize=(9, 3.4), layout="constrained")
-    ranks = range(1, NEAREST + 1)
-    for axis, (name, entry) in zip(axes, figures.items(), strict=True):
-        for row in entry["faces"]:
-            axis.plot(ranks, row, color="#c0392b", alpha=0.35, linewidth=0.8)
-        reals = entry["real_to_real_percent"]
-        axis.fill_between(ranks, reals["1"], reals["99"], color="#2166ac", alpha=0.25, linewidth=0)
-        axis.plot(ranks, reals["50"], color="#2166ac")
-        axis.set(title=name, xlabel="nearest real, rank", ylabel="distance", ylim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].plot([], [], color="#c0392b", label=f"each of {SAMPLES} drawn faces")
-    axes[0].plot([], [], color="#2166ac", label="real to other reals: median, 1 % to 99 %")
-    picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
+    ranks, red, blue = range(1, NEAREST + 1), "#c0392b", "#2166ac"
+    with svg(path, len(figures), (9, 3.4)) as (picture, axes):
+        for axis, (name, entry) in zip(axes, figures.items(), strict=True):
+            for row in entry["faces"]:
+                axis.plot(ranks, row, color=red, alpha=0.35, linewidth=0.8)
+            reals = entry["real_to_real_percent"]
+            axis.fill_between(ranks, reals["1"], reals["99"], color=blue, alpha=0.25, linewidth=0)
+            axis.plot(ranks, reals["50"], color=blue)
+            axis.set(title=name, xlabel="nearest real, rank", ylabel="distance", ylim=(0, None))
+        axes[0].plot([], [], color=red, label=f"each of {SAMPLES} drawn faces")
+        axes[0].plot([], [], color=blue, label="real to other reals: median, 1 % to 99 %")
+        picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def power(batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,86 +153,65 @@ def power(batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     return means
 
 
-def compare_power(
-    generators: dict[str, Generator], faces: Faces
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return the power of each generator's faces over that of real ones, as `power` keeps them."""
+def compare_power(G: Generator, faces: Faces) -> dict[str, np.ndarray]:
+    """Return the power of G's faces over that of real ones, as `power` keeps them."""
     parts = np.array_split(evenly(len(faces.images)), 16)
     real = power(faces.images[part] for part in parts)
-    ratios = {}
-    for name, G in generators.items():
-        drawn = power(face[None] for face in draw(G, range(SPECTRUM_FACES), 1.0))
-        ratios[name] = {way: drawn[way] / np.maximum(real[way], 1e-9) for way in real}
-    return ratios
+    drawn = power(face[None] for face in draw(G, range(SPECTRUM_FACES), 1.0))
+    return {way: drawn[way] / np.maximum(real[way], 1e-9) for way in real}
 
 
-def draw_spectrum(ratios: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Draw the ratios of `compare_power`, of each generator by its name, the first in red."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-    for index, (name, entry) in enumerate(ratios.items()):
-        for axis, (direction, ratio) in zip(axes, entry.items(), strict=True):
+def draw_spectrum(ratios: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the ratios of `compare_power`."""
+    with svg(path, 2, (9, 3), sharey=True) as (_, axes):
+        for axis, (direction, ratio) in zip(axes, ratios.items(), strict=True):
             cycles = (np.arange(len(ratio)) + 0.5) / (2 * len(ratio))
-            color = "#999999" if index else "#c0392b"
-            axis.semilogy(cycles, ratio, color=color, label=name, zorder=-index)
+            axis.semilogy(cycles, ratio, color="#c0392b")
             axis.set(title=direction, xlabel="cycles a px")
-            axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes:
-        axis.axhline(1, color="#2166ac", linewidth=0.8)
-    axes[0].set_ylabel("power over that of real faces")
-    axes[0].legend(frameon=False)
-    picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
+            axis.axhline(1, color="#2166ac", linewidth=0.8)
+        axes[0].set_ylabel("power over that of real faces")
 
 
-def main() -> int:
-    """Run from the command line; a fault is one sentence and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faces", description=__doc__)
-    parser.add_argument(
-        "--data", required=True, nargs="+", help="real faces, as train.py takes them"
-    )
-    parser.add_argument("--model", type=Path, default=ROOT / "assets/generator", help="folder")
-    parser.add_argument(
-        "--beside", default="", metavar="NAME=FOLDER", help="another generator, for spectrum.svg"
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "assets/samples", help="folder")
-    options = parser.parse_args()
-    keep_freed_memory()
-    try:
-        G = Generator.from_pretrained(options.model)
-        faces = pack(options.data, G.resolution, channels=G.img_channels)
-        figures = measure(G, faces)
-        generators = {"these weights": G}
-        if options.beside:
-            name, _, folder = options.beside.rpartition("=")
-            generators[name or folder] = Generator.from_pretrained(Path(folder))
-        ratios = compare_power(generators, faces)
-        lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
-        options.out.mkdir(parents=True, exist_ok=True)
-        draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")
-        draw_spectrum(ratios, options.out / "spectrum.svg")
-        draw_neighbours(figures, options.out / "neighbours.svg")
-        text = json.dumps(figures) + "\n"
-        (options.out / "neighbours.json").write_text(text, encoding="utf-8")
-    except (ModelError, DataError, MetricsError, OSError) as error:
-        print(f"benchmarks.faces: {error}", file=sys.stderr)
-        return 2
+def report(figures: dict[str, Any], ratios: dict[str, np.ndarray]) -> str:
+    """Write what the plots show as Markdown."""
+    rows = []
     for name, entry in figures.items():
-        first = np.array(entry["faces"])[:, 0]
-        percent = entry["real_to_real_percent"]
-        print(
-            f"{name}: nearest real at {first.min():.3g} to {first.max():.3g}, median "
-            f"{np.median(first):.3g}; real to real 1 %, 50 %, 99 %: "
-            f"{percent['1'][0]:.3g}, {percent['50'][0]:.3g}, {percent['99'][0]:.3g}; nearer than "
-            f"99 % of reals are to reals: {entry['closer_than_1_percent_of_reals']} of {SAMPLES}"
-        )
-    for name, entry in ratios.items():
-        for direction, ratio in entry.items():
-            bands = ", ".join(f"{r:.2f}" for r in map(np.mean, np.array_split(ratio, 8)))
-            print(
-                f"{name}, power over that of reals, {direction}, by sixteenths of 1 / px: {bands}"
-            )
-    return 0
+        first, percent = np.array(entry["faces"])[:, 0], entry["real_to_real_percent"]
+        reals = (percent[p][0] for p in ("1", "50", "99"))
+        distances = (first.min(), np.median(first), first.max(), *reals)
+        near = f"{entry['closer_than_1_percent_of_reals']} of {SAMPLES}"
+        rows.append((name, *(f"{d:.3g}" for d in distances), near))
+    head = ("nearest real", "least", "median", "most", "reals: 1 %", "50 %", "99 %", "nearer")
+    bands = [
+        (direction, ", ".join(f"{r.mean():.2f}" for r in np.array_split(ratio, 8)))
+        for direction, ratio in ratios.items()
+    ]
+    power_head = ("power over that of reals", "by sixteenths of 1 / px")
+    return f"{table(head, rows)}\n\n{table(power_head, bands)}"
+
+
+def run(options: argparse.Namespace) -> str:
+    """Measure, write the files, and return Markdown."""
+    keep_freed_memory()
+    G = Generator.from_pretrained(options.model)
+    faces = pack(options.data, G.resolution, channels=G.img_channels)
+    figures, ratios = measure(G, faces), compare_power(G, faces)
+    lines = (options.model / "stats.jsonl").read_text(encoding="utf-8").splitlines()
+    draw_curves([json.loads(line) for line in lines], options.out / "curves.svg")
+    draw_spectrum(ratios, options.out / "spectrum.svg")
+    draw_neighbours(figures, options.out / "neighbours.svg")
+    (options.out / "neighbours.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
+    return report(figures, ratios)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("faces", __doc__, speed=False)
+    add = parser.add_argument
+    add("--data", required=True, nargs="+", help="real faces, as train.py takes them")
+    add("--model", type=Path, default=ROOT / "assets/generator", help="folder")
+    add("--out", type=Path, default=ROOT / "assets/samples", help="folder")
+    return finish("faces", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 python -m benchmarks.growth                   # the bundled faces, repeated to 29,000 files
 python -m benchmarks.growth --data FACES      # your own
-python -m benchmarks.growth --part visitors   # one curve; the others keep their last figures
 python -m benchmarks.growth --quick
 
 Each curve is fitted by seconds = c · amount^slope: a slope of 1 is linear growth, less is better.
@@ -12,27 +11,27 @@ Seconds are the processor's own, one thread, so that what else the machine does 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import ROOT, machine, make_parser, publish, svg_pyplot, table
+from benchmarks import common
 from model import Generator, default_channels, latents_from_seeds, quantise
 from studio.faces import BUNDLED, Studio, prepare_cpu
 from studio.recipe import Recipe
 from training.config import BUNDLED_FACES
 from training.data import pack
 
-PLOT = ROOT / "docs" / "performance" / "growth.svg"
+PLOT = common.ROOT / "docs" / "performance" / "growth.svg"
 WALL = 24  # faces of a page
 SIZES = (32, 64, 128, 256)  # px
 LEAST = 32  # channels of a level, as in the bundled generator
@@ -42,12 +41,7 @@ Points = dict[int, float]  # amount → seconds
 
 def cpu(case: Callable[[], Any], repeats: int) -> float:
     """Return the least processor's seconds of some calls, all threads of this process together."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        case()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+    return min(common.interleave({"": case}, repeats, warm=0, clock=time.process_time)[""])
 
 
 def write_zip(sources: Sequence[str], count: int, path: Path) -> None:
@@ -73,39 +67,32 @@ def grow_packing(args: argparse.Namespace) -> Points:
             path = Path(folder) / "faces.zip"
             write_zip(sources, count, path)
             options = {"cache_dir": Path(folder), "workers": 1, "progress": False}
-            points[count] = cpu(lambda p=path, o=options: pack([str(p)], 64, **o), 1)
+            points[count] = cpu(partial(pack, [str(path)], 64, **options), 1)
     return points
 
 
-def grow_wall(studio: Studio, quick: bool) -> Points:
-    """Draw more and more pages of the wall."""
+def grow_drawing(studio: Studio, quick: bool) -> dict[str, Points]:
+    """Draw more and more pages of the wall, for more visitors at once, in larger batches."""
 
-    def draw(pages: int) -> None:
+    def wall(pages: int) -> None:
         for page in range(pages):
             seeds = range(page * WALL, (page + 1) * WALL)
             studio.draw_recipes([Recipe(seed) for seed in seeds], batch_size=WALL)
-
-    return {
-        n: cpu(lambda n=n: draw(n), 1 if quick else 2) for n in (1, 2, 4, 8)[: 2 if quick else 4]
-    }
-
-
-def grow_visitors(studio: Studio, quick: bool) -> Points:
-    """Let more and more visitors ask for a face at once."""
 
     def ask(visitors: int) -> None:
         with ThreadPoolExecutor(visitors) as pool:
             list(pool.map(lambda seed: studio.draw([seed]), range(visitors)))
 
-    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
-    return {n: cpu(lambda n=n: ask(n), 1 if quick else 5) for n in amounts}
-
-
-def grow_batches(studio: Studio, quick: bool) -> Points:
-    """Draw more and more faces in one forward pass."""
-    amounts = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
-    draw = drawing(studio.G)
-    return {n: cpu(lambda n=n: draw(n), 2 if quick else 5) for n in amounts}
+    many = (1, 4) if quick else (1, 2, 4, 8, 16, 32, 64)
+    cases = {
+        "wall": (wall, (1, 2) if quick else (1, 2, 4, 8), 2),
+        "visitors": (ask, many, 5),
+        "batches": (drawing(studio.G), many, 5),
+    }
+    return {
+        name: {n: cpu(partial(draw, n), 1 if quick else repeats) for n in amounts}
+        for name, (draw, amounts, repeats) in cases.items()
+    }
 
 
 def grow_resolutions(quick: bool) -> Points:
@@ -113,9 +100,8 @@ def grow_resolutions(quick: bool) -> Points:
     points = {}
     for size in SIZES[:2] if quick else SIZES:
         widths = [max(LEAST, width) for width in default_channels(size, 1536, 192)]
-        G = Generator(resolution=size, channels=widths).freeze()
-        draw = drawing(G)
-        points[size * size] = cpu(lambda d=draw: d(4), 2 if quick else 8) / 4
+        draw = drawing(Generator(resolution=size, channels=widths).freeze())
+        points[size * size] = cpu(partial(draw, 4), 2 if quick else 8) / 4
     return points
 
 
@@ -141,42 +127,29 @@ def slope(points: Points) -> float:
 CURVES = {
     "packing": ("pictures packed", "s", "each is decoded once and written to its place"),
     "wall": ("pages of the wall, of 24 faces", "s", "pages share nothing"),
-    "visitors": (
-        "visitors at once, a face each",
-        "s",
-        "up to 16 who wait share one forward pass, so few cost more each than many",
-    ),
-    "batches": (
-        "faces in a batch",
-        "s",
-        "one face pays for every operator's call alone; from 8 on arithmetic is all",
-    ),
-    "resolutions": (
-        "pixels of a face",
-        "s a face",
-        "levels of more pixels have fewer channels, down to 32 at 64 px; from there all cost alike",
-    ),
-}
+    "visitors": ("visitors at once, a face each", "s",
+        "up to 16 who wait share one forward pass, so few cost more each than many"),
+    "batches": ("faces in a batch", "s",
+        "one face pays for every operator's call alone; from 8 on arithmetic is all"),
+    "resolutions": ("pixels of a face", "s a face",
+        "levels of more pixels have fewer channels, down to 32 at 64 px; from there all cost "
+        "alike"),
+}  # fmt: skip
 
 
 def plot(curves: dict[str, Points], path: Path) -> None:
     """Draw every curve over its linear growth, as SVG."""
-    pyplot = svg_pyplot()
-    picture, axes = pyplot.subplots(1, len(curves), figsize=(3 * len(curves), 2.8))
-    for axis, (name, points) in zip(axes, curves.items(), strict=True):
-        amounts, seconds = list(points), list(points.values())
-        axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
-        linear = [seconds[-1] * n / amounts[-1] for n in amounts]
-        axis.loglog(amounts, linear, "--", color="#888888", linewidth=1)
-        axis.set(xlabel=CURVES[name][0], ylabel=CURVES[name][1], title=f"slope {slope(points):.2f}")
-        axis.minorticks_off()  # labels of less than a decade would overlap
-        axis.set_xticks(ends := [amounts[0], amounts[-1]], [f"{n:,}" for n in ends])
-        axis.set_yticks(ends := [seconds[0], seconds[-1]], [f"{n:.2g}" for n in ends])
-        axis.spines[["top", "right"]].set_visible(False)
-    picture.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
+    with common.svg(path, len(curves), (3 * len(curves), 2.8)) as (_, axes):
+        for axis, (name, points) in zip(axes, curves.items(), strict=True):
+            amounts, seconds = list(points), list(points.values())
+            axis.loglog(amounts, seconds, "o-", color="#d6336c", base=10)
+            linear = [seconds[-1] * n / amounts[-1] for n in amounts]
+            axis.loglog(amounts, linear, "--", color="#888888", linewidth=1)
+            what, unit, _ = CURVES[name]
+            axis.set(xlabel=what, ylabel=unit, title=f"slope {slope(points):.2f}")
+            axis.minorticks_off()  # labels of less than a decade would overlap
+            axis.set_xticks(ends := [amounts[0], amounts[-1]], [f"{n:,}" for n in ends])
+            axis.set_yticks(ends := [seconds[0], seconds[-1]], [f"{n:.2g}" for n in ends])
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -185,52 +158,39 @@ def report(figures: dict[str, Any]) -> str:
     for name, points in figures["curves"].items():
         (first, least), *_, (last, most) = points.items()
         verdict = "near-linear or better" if slope(points) <= LINEAR else "more than linear"
-        lines.append(
-            (
-                CURVES[name][0],
-                f"{int(first):,} → {int(last):,}",
-                f"{least:.4g} → {most:.4g}",
-                f"{slope(points):.2f}",
-                f"{verdict}: {CURVES[name][2]}",
-            )
-        )
+        what, _, why = CURVES[name]
+        amounts = f"{int(first):,} → {int(last):,}", f"{least:.4g} → {most:.4g}"
+        lines.append((what, *amounts, f"{slope(points):.2f}", f"{verdict}: {why}"))
     head = ("what grows", "from → to", "seconds", "slope", "verdict and reason")
     return (
         f"## Growth\n\n`python -m benchmarks.growth`; seconds of one thread by the process's own "
         f"clock; {figures['machine']}. The slope is that of the upper half of each curve: 1 is "
         f"linear. Dashed: linear growth.\n\n![Five curves](performance/growth.svg)\n\n"
-        f"{table(head, lines)}"
+        f"{common.table(head, lines)}"
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the bench."""
-    parser = make_parser("growth", __doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of"
-    )
-    parser.add_argument("--part", nargs="*", choices=CURVES, default=list(CURVES), help="curves")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     prepare_cpu()
     torch.set_num_threads(1)
     studio = Studio.open(BUNDLED)
-    cases = {
-        "packing": lambda: grow_packing(args),
-        "wall": lambda: grow_wall(studio, args.quick),
-        "visitors": lambda: grow_visitors(studio, args.quick),
-        "batches": lambda: grow_batches(studio, args.quick),
-        "resolutions": lambda: grow_resolutions(args.quick),
+    curves = {
+        "packing": grow_packing(args),
+        **grow_drawing(studio, args.quick),
+        "resolutions": grow_resolutions(args.quick),
     }
-    new = {name: cases[name]() for name in args.part}
-    kept = args.results / "growth.json"
-    last = json.loads(kept.read_text()) if kept.exists() and not args.quick else {"curves": {}}
-    old = {name: {int(n): s for n, s in points.items()} for name, points in last["curves"].items()}
-    curves = {name: (old | new)[name] for name in CURVES if name in old | new}
     plot(curves, args.results / "growth.svg" if args.quick else PLOT)
-    where = machine() if new else last["machine"]
-    figures = {"machine": where, "curves": curves}
-    publish("growth", report(figures), figures, args)
-    return 0
+    figures = {"machine": common.machine(), "curves": curves}
+    return report(figures), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = common.make_parser("growth", __doc__)
+    add = parser.add_argument
+    add("--data", nargs="+", default=[str(BUNDLED_FACES)], help="zips, or folders of")
+    return common.finish("growth", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Each visitor asks /generate for a face of another seed, as programs do: a reques
 the queue, then the stream of its answer. The server is a process of its own on this machine; no
 other is asked. The visitors take processor time from it, so what both sides spend on an answer is
 told apart. Shared forwards are compared with one by one by calling the same Studio directly, and a
-film is drawn and written in this process. `python -m benchmarks.browser` has what a visitor sees.
+film is drawn and written in this process.
 """
 
 from __future__ import annotations
@@ -25,25 +25,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.common import (
-    ROOT,
-    free_port,
-    machine,
-    make_parser,
-    median,
-    p95,
-    publish,
-    table,
-    wait_until_it_answers,
-)
+from benchmarks import common
 
-MOST_VISITORS, MOST_SECONDS = 200, 300
 START_SECONDS = 120
 SHARED_FACES = 96
 PACE = 5.0  # seconds from one roll of a visitor who looks at faces to the next
@@ -51,13 +43,13 @@ PACE = 5.0  # seconds from one roll of a visitor who looks at faces to the next
 
 def start_server(cache: Path) -> tuple[subprocess.Popen, str]:
     """Start app.py with the bundled weights; return it and its address once it answers."""
-    port = free_port()
+    port = common.free_port()
     env = os.environ | {"GRADIO_TEMP_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=common.ROOT, env=env, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
-    if not wait_until_it_answers(server, address, START_SECONDS):
-        raise SystemExit("benchmarks.page: app.py did not start")
+    if not common.wait_until_it_answers(server, address, START_SECONDS):
+        raise common.BenchError("app.py did not start")
     return server, address
 
 
@@ -146,7 +138,7 @@ def load(
         "visitors": visitors,
         "answers": len(times),
         "p50_ms": round(1000 * median(times)),
-        "p95_ms": round(1000 * p95(times)),
+        "p95_ms": round(1000 * common.p95(times)),
         "faces_per_second": round(len(times) / took, 1),
         "server_cpu_ms": round(1000 * theirs / len(times), 1),
         "visitors_cpu_ms": round(1000 * own / len(times), 1),
@@ -161,21 +153,20 @@ def gain_of_sharing(callers: int = 16) -> dict:
 
     prepare_cpu()
     studio = Studio.open()
-    together = studio.drawing.together
-    rates: dict[int, list[float]] = {1: [], together: []}
+
+    def draw_all(limit: int) -> None:
+        studio.drawing.together = limit
+        list(crowd.map(lambda seed: studio.draw([seed]), range(SHARED_FACES)))
+
+    limits = {"one_by_one": 1, "shared": studio.drawing.together}
     with ThreadPoolExecutor(callers) as crowd:
-        for turn in range(6):
-            for limit, seen in rates.items():
-                studio.drawing.together = limit
-                start = time.perf_counter()
-                list(crowd.map(lambda seed: studio.draw([seed]), range(SHARED_FACES)))
-                if turn:  # the first turn warms up
-                    seen.append(SHARED_FACES / (time.perf_counter() - start))
-    alone, shared = (median(seen) for seen in rates.values())
-    return {"one_by_one": round(alone), "shared": round(shared), "gain": round(shared / alone, 2)}
+        cases = {name: partial(draw_all, limit) for name, limit in limits.items()}
+        seconds = {k: median(v) for k, v in common.interleave(cases, 5).items()}
+    rates = {name: round(SHARED_FACES / took) for name, took in seconds.items()}
+    return rates | {"gain": round(seconds["one_by_one"] / seconds["shared"], 2)}
 
 
-def speed_of_films(turns: int = 3) -> dict:
+def speed_of_films() -> dict:
     """Draw and write a film of three faces; return frames a second, medians of some turns."""
     from studio.faces import Studio, prepare_cpu
     from studio.morph import frames, write_film
@@ -183,22 +174,18 @@ def speed_of_films(turns: int = 3) -> dict:
 
     prepare_cpu()
     studio, faces = Studio.open(), [Recipe(7), Recipe(42), Recipe(9)]
-    rates: dict[str, list[float]] = {"drawn": [], "written": [], "quick": []}
+    film = {"seconds": 1, "fps": 60}
+    count = sum(1 for _ in frames(studio, faces, **film))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
-        for turn in range(turns + 1):
-            start = time.perf_counter()
-            count = sum(1 for _ in frames(studio, faces, seconds=1, fps=60))
-            drawn = time.perf_counter()
-            write_film(path, studio, faces, seconds=1, fps=60)
-            written = time.perf_counter()
-            write_film(path, studio, faces, seconds=1, fps=60, quick=True)
-            quick = time.perf_counter()
-            if turn:  # the first one warms up
-                rates["drawn"].append(count / (drawn - start))
-                rates["written"].append(count / (written - drawn))
-                rates["quick"].append(count / (quick - written))
-    return {"frames": count, "px": studio.size} | {k: round(median(v)) for k, v in rates.items()}
+        write = partial(write_film, Path(folder) / "film.mp4", studio, faces, **film)
+        cases = {
+            "drawn": lambda: sum(1 for _ in frames(studio, faces, **film)),
+            "written": write,
+            "quick": partial(write, quick=True),
+        }
+        seconds = common.interleave(cases, 3)
+    rates = {name: round(count / median(took)) for name, took in seconds.items()}
+    return {"frames": count, "px": studio.size} | rates
 
 
 def measure(visitors: int, seconds: float) -> dict:
@@ -232,27 +219,11 @@ def measure(visitors: int, seconds: float) -> dict:
     }
 
 
-def bounded(most: float):
-    """Return a reader of numbers from 1 to `most`."""
-
-    def read(text: str) -> float:
-        value = float(text)
-        if not 1 <= value <= most:
-            raise argparse.ArgumentTypeError(f"a number from 1 to {most:g} is needed")
-        return value
-
-    return read
-
-
-def main() -> None:
-    """Measure, print a table, write the figures."""
-    parser = make_parser("page", __doc__.splitlines()[0])
-    parser.add_argument("--visitors", type=bounded(MOST_VISITORS), default=50)
-    parser.add_argument("--seconds", type=bounded(MOST_SECONDS), default=60)
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> tuple[str, dict]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     if args.quick:
         args.visitors, args.seconds = 8, 5.0
-    figures = measure(int(args.visitors), args.seconds)
+    figures = measure(args.visitors, args.seconds)
     rows = [
         [m["visitors"], m["answers"], m["p50_ms"], m["p95_ms"], m["faces_per_second"],
          m["server_cpu_ms"], m["visitors_cpu_ms"], m["error_count"]]
@@ -261,8 +232,10 @@ def main() -> None:
     head = ["visitors", "answers", "p50, ms", "p95, ms", "faces/s", "server, ms", "visitors, ms",
             "errors"]  # fmt: skip
     sharing, memory_mb, film = figures["sharing"], figures["memory_mb"], figures["film"]
-    text = (
-        f"{table(head, rows)}\n\n"
+    for error in figures["many"]["errors"]:
+        print(error, file=sys.stderr)
+    return (
+        f"{common.table(head, rows)}\n\n"
         f"The server's memory: {memory_mb['before']} MB before, {memory_mb['after']} MB after. "
         f"Drawing for 16 callers at once: one by one {sharing['one_by_one']} faces/s, sharing "
         f"forwards {sharing['shared']} faces/s, {sharing['gain']} times. "
@@ -270,12 +243,17 @@ def main() -> None:
         f"{film['written']} with the enlarger to 512 px and writing the MP4, {film['quick']} with "
         f"Lanczos' filter instead.\n\n"
         f"{args.seconds:g} s of {figures['many']['visitors']} visitors in a process beside the "
-        f"server; *server* and *visitors* are processor time for one answer. {machine()}."
-    )
-    publish("page", text, figures, args)
-    if figures["many"]["errors"]:
-        print(json.dumps(figures["many"]["errors"], indent=1))
+        f"server; *server* and *visitors* are processor time for one answer. {common.machine()}."
+    ), figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = common.make_parser("page", __doc__)
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60)
+    return common.finish("page", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

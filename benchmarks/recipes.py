@@ -16,26 +16,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import save_sheet
+from benchmarks import common
 from model import Generator, keep_freed_memory, latents_from_seeds
 from studio.faces import to_uint8
-from training.config import PRESETS, ConfigError, make_config
-from training.data import DataError, pack
+from training.config import PRESETS, make_config
+from training.data import pack
 from training.evaluate import score
-from training.metrics import MetricsError
 
-ROOT = Path(__file__).resolve().parents[1]
 # About a million parameters each at 32 px, and the fast start of docs/recipes.md: with larger
 # batches so few minutes end before a face has begun.
 SMALL = {
@@ -82,7 +81,6 @@ COLUMNS = (
 )  # fmt: skip
 STRIP = 16  # faces of a variant in the picture beside the table
 SPEED_KIMG = (0.256, 1.024)  # two short runs: their difference is free of start and finish
-MARKS = ("<!-- recipes: begin -->", "<!-- recipes: end -->")
 
 
 def settings(name: str, options: argparse.Namespace, kimg: float) -> dict[str, Any]:
@@ -100,27 +98,22 @@ def launch(values: dict[str, Any], folder: Path) -> float:
     """Train in a process of its own; return its seconds of CPU time.
 
     Raises:
-        RuntimeError: the run failed; the message holds its last words.
+        common.BenchError: the run failed; the message holds its last words.
     """
     make_config(values)  # a fault here rather than in the child
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "run", ignore_errors=True)  # of a bench that was stopped in the middle
     settings_file = folder / "variant.json"
     settings_file.write_text(json.dumps(values | {"out": str(folder / "run")}), encoding="utf-8")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = common.seconds_of_children()
+    command, env = [sys.executable, "train.py", "--config", str(settings_file)], dict(os.environ)
+    env["OMP_NUM_THREADS"] = "1"
     with (folder / "log").open("w") as log:
-        status = subprocess.run(
-            [sys.executable, "train.py", "--config", str(settings_file)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        said = {"stdout": log, "stderr": subprocess.STDOUT}
+        status = subprocess.run(command, cwd=common.ROOT, env=env, check=False, **said).returncode
     if status:
-        raise RuntimeError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        raise common.BenchError(f"the run failed: {(folder / 'log').read_text()[-400:]}")
+    return common.seconds_of_children() - before
 
 
 def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> float:
@@ -131,7 +124,7 @@ def images_per_second(name: str, options: argparse.Namespace, folder: Path) -> f
             launch(settings(name, options, kimg), folder / f"speed-{kimg}") for kimg in SPEED_KIMG
         )
         if long <= short:
-            raise RuntimeError(
+            raise common.BenchError(
                 f"{name}: {SPEED_KIMG[1]} kimg took no longer than {SPEED_KIMG[0]}, so its speed "
                 "is unknown; start the bench again with nothing else running"
             )
@@ -182,16 +175,10 @@ def measure(run: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def milliseconds(G: Generator, repeats: int = 30) -> float:
+def milliseconds(G: Generator) -> float:
     """Return the median milliseconds of one face on one thread."""
     z = latents_from_seeds([0], G.z_dim)
-    G(z)
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        G(z)
-        times.append(time.process_time() - start)
-    return sorted(times)[repeats // 2] * 1000
+    return 1000 * median(common.interleave({"": lambda: G(z)}, 30, clock=time.process_time)[""])
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -210,76 +197,64 @@ def strips(rows: list[dict[str, Any]], options: argparse.Namespace) -> np.ndarra
     return np.stack(drawn)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def listed(rows: list[dict[str, Any]]) -> str:
     """Write the rows as Markdown, the best Fréchet distance of HOG first."""
-    lines = [" | ".join(title for _, title in COLUMNS), "|".join("---" for _ in COLUMNS)]
+    lines = []
     for row in in_order(rows):
         row = row | {"kid": f"{row['kid']:.3f} ± {row['kid_se']:.3f}"}
         cells = [row[key] for key, _ in COLUMNS]
-        lines.append(" | ".join(c if isinstance(c, str) else f"{c:.4g}" for c in cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        lines.append([c if isinstance(c, str) else f"{c:.4g}" for c in cells])
+    return common.table([title for _, title in COLUMNS], lines)
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Write the table with what it was measured on."""
+    """Write the table with what it was measured on, and the faces where a document gets it."""
     row = rows[0]
     budget = f"{options.kimg:g} kimg" if options.kimg else f"{options.cpu_minutes:g} CPU minutes"
-    return (
-        f"{table(rows)}\n\n{options.resolution} px, {budget} a variant, seed {options.seed}, one "
+    text = (
+        f"{listed(rows)}\n\n{options.resolution} px, {budget} a variant, seed {options.seed}, one "
         f"thread; {row['samples']:,} faces at psi 1 against {row['reals']:,} real ones; nearest "
-        f"real in lite0 features (real to real {row['nn_distance_real']:.4g}).\n\n"
-        f"![{STRIP} unselected faces of each, in the table's order]"
-        f"({options.docs.stem}/variants.webp)"
+        f"real in lite0 features (real to real {row['nn_distance_real']:.4g})."
     )
+    if options.docs:
+        sheet = options.docs.with_suffix("") / "variants.webp"
+        sheet.parent.mkdir(exist_ok=True)
+        common.save_sheet(strips(rows, options), sheet)
+        shown = f"{STRIP} unselected faces of each, in the table's order"
+        text += f"\n\n![{shown}]({options.docs.stem}/variants.webp)"
+    return text
 
 
-def write_docs(path: Path, text: str) -> None:
-    """Replace what stands between the marks of a document."""
-    whole = path.read_text(encoding="utf-8")
-    head, _, rest = whole.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    path.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
-
-
-def main() -> int:
-    """Run from the command line; a fault is one sentence and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recipes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", nargs="+", required=True, help="faces, as train.py takes them")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--resolution", type=int, default=32)
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--kimg", type=float, default=0.0, help="the same images for each variant")
-    budget.add_argument(
-        "--cpu-minutes", type=float, default=10.0, help="the same CPU time for each"
-    )
-    parser.add_argument("--samples", type=int, default=5000, help="faces to measure")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--docs", type=Path, help="document whose table is replaced")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> str:
+    """Train and measure what the command line asks for and return Markdown."""
     options.data = [str(Path(d).resolve()) if Path(d).exists() else d for d in options.data]
     options.out = options.out.resolve()
     keep_freed_memory()
     torch.set_num_threads(1)
+    pack(options.data, options.resolution)  # else the first run pays for it
     rows = []
-    try:
-        pack(options.data, options.resolution)  # else the first run pays for it
-        for name in options.variants:
-            rows.append(run_variant(name, options))
-            print(table(rows), flush=True)
-        if options.docs:
-            sheet = options.docs.with_suffix("") / "variants.webp"
-            sheet.parent.mkdir(exist_ok=True)
-            save_sheet(strips(rows, options), sheet)
-            write_docs(options.docs, report(rows, options))
-    except (ConfigError, DataError, MetricsError, RuntimeError, OSError) as error:
-        print(f"recipes: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name in options.variants:
+        rows.append(run_variant(name, options))
+        print(listed(rows), file=sys.stderr, flush=True)
+    return report(rows, options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = common.make_parser("recipes", __doc__, speed=False)
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, help="faces, as train.py takes them")
+    add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    add("--resolution", type=int, default=32)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--kimg", type=float, default=0.0, help="the same images for each variant")
+    minutes = "the same CPU time for each"
+    budget.add_argument("--cpu-minutes", type=float, default=10.0, help=minutes)
+    add("--samples", type=int, default=5000, help="faces to measure")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("runs/recipes"))
+    add("--docs", type=Path, help="document whose section gets the table")
+    return common.finish("recipes", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@
 Starts two real pages with the bundled weights and nginx by docs/replicas.conf. Programs ask from
 several addresses, so that both replicas answer; a visitor in Chromium keeps a face, the replica
 that served them is killed, and after a reload the other must show the same address's face and the
-same favourites. Anything else ends in status 1.
+same favourites. Anything else ends in status 2.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import shutil
@@ -19,32 +20,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.common import (
-    ROOT,
-    free_port,
-    machine,
-    make_parser,
-    publish,
-    table,
-    wait_until_it_answers,
-)
+from benchmarks import common
 from benchmarks.page import start_server
 
-CONF = ROOT / "docs" / "replicas.conf"
+CONF = common.ROOT / "docs" / "replicas.conf"
 PROGRAMS = 12  # addresses that programs ask from, 127.0.0.2 on (Linux has them all)
 FACES = 4  # that each asks for
 PATIENCE = 60_000  # ms, for what the visitor waits for
 SMALL_FACE = "#face img"
-
-
-class ReplicasError(RuntimeError):
-    """Something that a visitor would have lost."""
 
 
 def port_of(address: str) -> str:
@@ -55,16 +45,16 @@ def port_of(address: str) -> str:
 def start_nginx(folder: Path, pages: list[str]) -> tuple[subprocess.Popen, str]:
     """Start nginx before two pages, by the documented file with other ports."""
     if shutil.which("nginx") is None:
-        raise ReplicasError("this needs nginx: apt-get install nginx-light")
-    port, conf = free_port(), folder / "replicas.conf"
+        raise common.BenchError("this needs nginx: apt-get install nginx-light")
+    port, conf = common.free_port(), folder / "replicas.conf"
     text = CONF.read_text(encoding="utf-8")
     for old, new in zip(("7860", "7861", "8080"), [*map(port_of, pages), str(port)], strict=True):
         text = re.sub(rf"\b{old}\b", new, text)
     conf.write_text(text, encoding="utf-8")
     process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(conf)])
     address = f"http://127.0.0.1:{port}"
-    if not wait_until_it_answers(process, f"{address}/config", 30):
-        raise ReplicasError("nginx did not start")
+    if not common.wait_until_it_answers(process, f"{address}/config", 30):
+        raise common.BenchError("nginx did not start")
     return process, address
 
 
@@ -82,7 +72,7 @@ def ask(address: str, source: str, seed: int) -> tuple[str, str, float]:
         answer = client.get(f"/gradio_api/call/generate/{event['event_id']}").raise_for_status()
         found = re.search(r'"path":\s*"([^"]+)"', answer.text)
         if found is None:
-            raise ReplicasError(f"{source} asked for {seed} and got {answer.text[:200]}")
+            raise common.BenchError(f"{source} asked for {seed} and got {answer.text[:200]}")
         picture = client.get(f"/gradio_api/file={found[1]}").raise_for_status()
     seconds = time.perf_counter() - start
     return answer.headers["X-Replica"], hashlib.sha256(picture.content).hexdigest(), seconds
@@ -100,7 +90,7 @@ def programs(address: str) -> dict[str, Any]:
             pictures.setdefault(seed, set()).add(digest)
             times.append(seconds)
     if len(answers) != 2 or any(len(found) != 1 for found in pictures.values()):
-        raise ReplicasError(f"answers by replica {answers}, pictures by seed {pictures}")
+        raise common.BenchError(f"answers by replica {answers}, pictures by seed {pictures}")
     return {"answers": answers, "ms": round(1000 * sorted(times)[len(times) // 2])}
 
 
@@ -128,9 +118,10 @@ def visitor(address: str, pages: dict[str, subprocess.Popen]) -> dict[str, Any]:
         page.wait_for_selector("#kept img")
         kept = page.locator("#kept img").count()
     # A replica that is gone answers for some seconds as "the first, then the second".
-    if then.split(", ")[-1] == served or (before != after).any() or kept != 1:
-        raise ReplicasError(f"{served}, then {then}: same face {(before == after).all()}, {kept}")
-    return {"first": served, "then": then.split(", ")[-1], "reload_s": round(seconds, 2)}
+    then, same = then.split(", ")[-1], (before == after).all()
+    if then == served or not same or kept != 1:
+        raise common.BenchError(f"{served}, then {then}: same face {same}, {kept}")
+    return {"first": served, "then": then, "reload_s": round(seconds, 2)}
 
 
 def measure() -> dict[str, Any]:
@@ -145,19 +136,12 @@ def measure() -> dict[str, Any]:
         nginx, address = start_nginx(folder, list(pages))
         stack.callback(nginx.wait)
         stack.callback(nginx.terminate)
-        figures = {"programs": programs(address), "visitor": visitor(address, pages)}
-        figures["programs_after"] = round(1000 * ask(address, "127.0.0.2", 1)[2])
-    return figures
+        return {"programs": programs(address), "visitor": visitor(address, pages)}
 
 
-def main() -> int:
-    """Run from the command line."""
-    args = make_parser("replicas", __doc__.splitlines()[0]).parse_args()
-    try:
-        figures = measure()
-    except ReplicasError as error:
-        print(f"benchmarks.replicas: {error}", file=sys.stderr)
-        return 1
+def run(_: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Try everything; return Markdown and the figures."""
+    figures = measure()
     counts = sorted(figures["programs"]["answers"].values())
     rows = [
         ["programs at 12 addresses, 4 faces each", f"{counts[0]} + {counts[1]} answers, all alike"],
@@ -165,8 +149,13 @@ def main() -> int:
         ["a visitor whose replica is killed", "same face, same favourites from the other"],
         ["their reload to the face", f"{figures['visitor']['reload_s']} s"],
     ]
-    publish("replicas", f"{table(['', ''], rows)}\n\n{machine()}.", figures, args)
-    return 0
+    return f"{common.table(['', ''], rows)}\n\n{common.machine()}.", figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    options = common.make_parser("replicas", __doc__).parse_args(arguments)
+    return common.finish("replicas", options, run)
 
 
 if __name__ == "__main__":

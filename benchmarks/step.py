@@ -27,13 +27,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.common import clock_for, interleave, machine, make_parser, median, publish, table
+from benchmarks.common import clock_for, finish, interleave, machine, make_parser, table
 from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
@@ -53,31 +54,15 @@ class PlainLayout(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """How a step is taken.
-
-    Args:
-        settings: what differs from the run's settings.
-        precision: what the step computes with, where that is not the run's choice.
-        around: makes the context that steps run in.
-        plain: whether weights lie plane by plane.
-    """
-
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    precision: str = ""
-    around: Callable[[], Any] = contextlib.nullcontext
-    plain: bool = False
-
-
-WAYS = {
-    OURS: Way(),
-    "in fp32": Way({"mixed_precision": "no"}),  # TF32 where the GPU has it
-    "in bf16": Way(precision="bf16"),
-    "not channels_last": Way(around=PlainLayout, plain=True),
-    "three averages of G": Way({"ema_kimg": (15.0, 60.0, 240.0)}),
-    "compiled": Way({"compile": "yes"}),
-    "not compiled": Way({"compile": "no"}),
+# How a step is taken: what differs from the run's settings, but for "plain", whose weights lie
+# plane by plane, and "precision", which train.py would not choose there.
+WAYS: dict[str, dict[str, Any]] = {
+    OURS: {},
+    "in fp32": {"mixed_precision": "no"},  # TF32 where the GPU has it
+    "in bf16": {"precision": "bf16"},
+    "not channels_last": {"plain": True},
+    "compiled": {"compile": "yes"},
+    "not compiled": {"compile": "no"},
 }
 HOST_WAYS = ("not compiled", "compiled")
 HOST_PX = 64  # at which the projected discriminator's network, whose channels stay, looks
@@ -94,15 +79,16 @@ class Stepper(Ours):
     """A run of train.py that takes its steps in one of the ways."""
 
     def __init__(self, name: str, config: TrainConfig) -> None:
-        way = WAYS[name]
-        super().__init__(dataclasses.replace(config, **way.settings))
-        self.around = way.around
+        way = dict(WAYS[name])
+        plain, precision = way.pop("plain", False), way.pop("precision", "")
+        super().__init__(dataclasses.replace(config, **way))
+        self.around = PlainLayout if plain else contextlib.nullcontext
         self.batch = config.batch_size
         self.device = self.run.accelerator.device
-        for network in self.networks() if way.plain else ():
+        for network in self.networks() if plain else ():
             network.to(memory_format=torch.contiguous_format)
-        if way.precision:
-            self.run.precision = Precision(way.precision, self.device)
+        if precision:
+            self.run.precision = Precision(precision, self.device)
         self.dtype = self.run.precision.dtype
 
     def networks(self) -> list[torch.nn.Module]:
@@ -239,33 +225,36 @@ def ask(what: str) -> Any:
     return getattr(stepper, what)()
 
 
+def open_way(stack: ExitStack, name: str, config: TrainConfig) -> Callable[[str], Any]:
+    """Return what asks a way's own process."""
+    spawn = get_context("spawn")
+    process = ProcessPoolExecutor(1, spawn, open_stepper, (name, config))
+    stack.enter_context(process)
+    return lambda what: process.submit(ask, what).result()
+
+
 def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Time every way's step, in turns, and the plain convolution of its precision."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    spawn = get_context("spawn")
     with ExitStack() as stack:
-        processes = {
-            name: stack.enter_context(ProcessPoolExecutor(1, spawn, open_stepper, (name, config)))
-            for name in names_of_ways(device, not args.quick)
-        }
-
-        def tell(name: str, what: str) -> Any:
-            return processes[name].submit(ask, what).result()
-
-        flop = tell(OURS, "flop_per_image")
-        rows = [{"way": name, "images_per_s": []} for name in processes]
+        names = names_of_ways(device, not args.quick)
+        ways = {name: open_way(stack, name, config) for name in names}
+        flop = ways[OURS]("flop_per_image")
+        speeds: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(1 + (1 if args.quick else args.repeats)):  # the first is to warm up
-            for row in rows:
-                speed = tell(row["way"], "images_per_s")
-                row["images_per_s"] += [speed] if turn else []
-        for row in rows:
-            row["convolution"] = tell(row["way"], "convolution_flop_per_s")
-            row["precision"] = tell(row["way"], "describe")["precision"]
+            for name, tell in ways.items():
+                speed = tell("images_per_s")
+                speeds[name] += [speed] if turn else []
+        rows = []
+        for name, tell in ways.items():
+            row = {"way": name, "images_per_s": speeds[name]}
+            row["convolution"] = tell("convolution_flop_per_s")
+            rows.append(row | {"precision": tell("describe")["precision"]})
         if args.profile:
-            print(tell(OURS, "where_time_goes"))
-        figures = {"waits": tell(OURS, "waits"), **tell(OURS, "describe")}
-        for name in processes:
-            tell(name, "close")
+            print(ways[OURS]("where_time_goes"))
+        figures = {"waits": ways[OURS]("waits"), **ways[OURS]("describe")}
+        for tell in ways.values():
+            tell("close")
     sizes = {"px": config.resolution, "batch": config.batch_size}
     return {"rows": rows, "flop": flop, **sizes, **figures}
 
@@ -283,12 +272,8 @@ def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any
     """Count and time what the host does for one step, eagerly and compiled."""
     rows, figures, times = [], {}, 1 if args.quick else args.repeats
     for name in HOST_WAYS[: 1 if args.quick else None]:  # compiling takes minutes of every core
-        spawn = get_context("spawn")
-        with ProcessPoolExecutor(1, spawn, open_stepper, (name, shrink(config))) as process:
-
-            def tell(what: str, process: ProcessPoolExecutor = process) -> Any:
-                return process.submit(ask, what).result()
-
+        with ExitStack() as stack:
+            tell = open_way(stack, name, shrink(config))
             tell("whole_cycle")
             host_ms = [tell("host_ms") for _ in range(times)]
             rows.append({"way": name, "operators": tell("operators"), "host_ms": host_ms})
@@ -299,17 +284,12 @@ def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any
 
 def report_host(figures: dict[str, Any]) -> str:
     """Write the section on the host."""
-    first = figures["rows"][0]
-    lines = [
-        (
-            row["way"],
-            f"{row['operators']:,.0f}",
-            f"{row['operators'] / first['operators']:.2f}×",
-            f"{median(row['host_ms']):.1f}",
-            f"{median(row['host_ms']) / median(first['host_ms']):.2f}×",
-        )
-        for row in figures["rows"]
-    ]
+    first, lines = figures["rows"][0], []
+    for row in figures["rows"]:
+        operators, ms = row["operators"], median(row["host_ms"])
+        shares = operators / first["operators"], ms / median(first["host_ms"])
+        cells = f"{operators:,.0f}", f"{shares[0]:.2f}×", f"{ms:.1f}", f"{shares[1]:.2f}×"
+        lines.append((row["way"], *cells))
     head = ("step", "operators", "to eager", "ms", "to eager")
     return (
         f"## What the host does for one step\n\n"
@@ -327,16 +307,12 @@ def report(figures: dict[str, Any]) -> str:
     speeds = [median(row["images_per_s"]) for row in figures["rows"]]
     lines = [
         (
-            row["way"],
-            row["precision"],
-            f"{speed:.1f}",
-            f"{speed / speeds[0]:.2f}×",
-            f"{figures['flop'] * speed / 1e9:,.0f}",
-            f"{row['convolution'] / 1e9:,.0f}",
+            row["way"], row["precision"], f"{speed:.1f}", f"{speed / speeds[0]:.2f}×",
+            f"{figures['flop'] * speed / 1e9:,.0f}", f"{row['convolution'] / 1e9:,.0f}",
             f"{figures['flop'] * speed / row['convolution']:.0%}",
         )
         for row, speed in zip(figures["rows"], speeds, strict=True)
-    ]
+    ]  # fmt: skip
     head = ("step", "precision", "images/s", "to train.py", "GFLOP/s", "convolution's", "share")
     millions = " + ".join(f"{n / 1e6:.2f}" for n in figures["parameters"])
     cycles = len(figures["rows"][0]["images_per_s"])
@@ -356,7 +332,7 @@ def report(figures: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
     """Read the command line; flags that are not the bench's are train.py's."""
-    parser = make_parser("step", __doc__.splitlines()[0])
+    parser = make_parser("step", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="cycles of each way")
     parser.add_argument("--host", action="store_true", help="count and time the host's work only")
     parser.add_argument("--profile", action="store_true", help="print where time goes, too")
@@ -366,14 +342,15 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, TrainCo
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the bench."""
+    """Run from the command line."""
     args, config = parse_arguments(argv)
-    take, write, name = (measure, report, "step")
-    if args.host:
-        take, write, name = (measure_host, report_host, "host")
-    figures = {"flags": args.flags} | take(config, args)
-    publish(name, write(figures), figures, args)
-    return 0
+    take, write = (measure_host, report_host) if args.host else (measure, report)
+
+    def run(_: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+        figures = {"flags": args.flags} | take(config, args)
+        return write(figures), figures
+
+    return finish("host" if args.host else "step", args, run)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m benchmarks.training                          # images/s of a whole step, all contestants
 python -m benchmarks.training --part overhead          # against the same step in bare PyTorch
 python -m benchmarks.training --part quality --seconds 600 --data FACES
-python -m benchmarks.training --part scaling           # batch sizes and resolutions
 python -m benchmarks.training --part processes         # two cores: train.py by 1 and 2 processes
 python -m benchmarks.training --part                   # write the tables of earlier runs anew
 python -m benchmarks.training --quick                  # Kaogan and the DCGAN, in seconds
@@ -11,7 +10,7 @@ python -m benchmarks.training --quick                  # Kaogan and the DCGAN, i
 Contestants are processes of one thread that take turns, so that a busy machine slows all alike;
 time is the processor's own for each. The peers, lightweight-gan and stylegan2_pytorch, live in
 .venv-peers, which the first run makes, and train on the CPU by benchmarks/peers.py. Parts that are
-not run keep their last figures, as do learners that --learners leaves out.
+not run keep their last figures, as do contestants that --contestants leaves out.
 """
 
 from __future__ import annotations
@@ -23,33 +22,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import DOC, ROOT, machine, make_parser, median, publish, save_sheet, table
+from benchmarks import common
 from training.config import BUNDLED_FACES, PRESETS
 from training.data import Faces, pack
 
-VENV = ROOT / ".venv-peers"
+VENV = common.ROOT / ".venv-peers"
 PEERS = ("lightweight-gan", "stylegan2-pytorch")
 # What trains at which size: the tutorial's networks and the DCGAN are of one size each.
 FIELDS = {
     64: ("kaogan", "kaogan-bare", "dcgan", *PEERS),
     96: ("kaogan", "article", "article-deconv"),
 }
-LEARNERS = (
-    "kaogan",
-    "kaogan-quick",
-    "kaogan-patch",
-    "kaogan-projected",
-    "dcgan",
-    "lightweight-gan",
-)
+LEARNERS = ("kaogan", "kaogan-quick", "kaogan-patch", "kaogan-projected", "dcgan", PEERS[0])
 LABELS = {
     "kaogan": "Kaogan (train.py)",
     "kaogan-bare": "Kaogan's step in bare PyTorch",
@@ -69,13 +60,9 @@ OWN_BATCH = {  # to learn with
 }
 # What model.keep_freed_memory asks of glibc, given to the plain networks too. The peers stay as
 # they come: they would save a third of a step, and lightweight-gan grow from 5 to 9 GB.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-}
-SHEET = 8  # faces of a side
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 STRIP = 16  # faces of a row
-STRIPS = DOC.parent / "performance" / "quality.webp"
+STRIPS = common.DOC.parent / "performance" / "quality.webp"
 REAL_FACES = 10_000  # that drawn ones are compared with, at most
 
 
@@ -85,21 +72,15 @@ class Worker:
     def __init__(self, name: str, faces: Faces, args: argparse.Namespace, batch: int) -> None:
         python, module = sys.executable, "benchmarks.contestants"
         if name in PEERS:
-            python, module = str(args.venv / "bin" / "python"), "benchmarks.peers"
-        command = [python, "-m", module, name, "--batch", str(batch), "--threads", "1"]
+            python, module = str(VENV / "bin" / "python"), "benchmarks.peers"
+        command = [python, "-m", module, name, "--batch", str(batch)]
         command += ["--size", str(faces.images.shape[1]), "--data", "\n".join(args.data)]
         command += ["--images", str(Path(faces.images.filename).resolve())]
         self.name, self.batch = name, batch
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=os.environ | ({} if name in PEERS else KEEP_MEMORY) | {"OMP_NUM_THREADS": "1"},
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        env = os.environ | ({} if name in PEERS else KEEP_MEMORY) | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=common.ROOT, text=True, env=env, **pipes)
         self.launch_s = self.ask("step 1")["whole"]
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -114,6 +95,7 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
+            self.process.wait()  # else its time is counted to whatever is started next
             self.log.seek(0)
             raise RuntimeError(f"{self.name} died: {self.log.read()[-2000:]}")
         return json.loads(answer)
@@ -128,24 +110,21 @@ class Worker:
         self.log.close()
 
 
-def make_venv(folder: Path) -> None:
+def make_venv() -> None:
     """Make the peers' environment once."""
-    ready = folder / "ready"
-    if not ready.exists():
-        print(f"making {folder} for the peers, some minutes", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-r", ROOT / "requirements-peers.txt"], check=True)
-        ready.touch()
+    if not (VENV / "ready").exists():
+        print(f"making {VENV} for the peers, some minutes", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "-r", common.ROOT / "requirements-peers.txt"], check=True)
+        (VENV / "ready").touch()
 
 
 def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -> list[dict]:
     """Time whole training steps of each contestant, in turns; one row each."""
     faces = pack(args.data, size)
-    workers: dict[str, Worker] = {}
-    try:
-        for name in names:
-            workers[name] = Worker(name, faces, args, args.batch)
+    with ExitStack() as stack:
+        workers = {n: stack.enter_context(Worker(n, faces, args, args.batch)) for n in names}
         count = "count 4" if args.quick else "count"
         counted = {name: worker.ask(count) for name, worker in workers.items()}
         # A peer's cycle of four steps takes minutes, so the one that is counted is also timed:
@@ -155,31 +134,21 @@ def measure_steps(size: int, names: tuple[str, ...], args: argparse.Namespace) -
         # At least a cycle, which holds a lazy penalty.
         steps = {name: 4 if args.quick else max(4, counted[name]["cycle"]) for name in ours}
         seconds |= take_turns(ours, 1 if args.quick else args.repeats, steps)
-        return [
-            {
-                "name": name,
-                "size": size,
-                "batch": args.batch,
-                "images_per_s": args.batch / median(seconds[name]),
-                "seconds": seconds[name],
-                "launch_s": worker.launch_s,
-                "gflop": counted[name]["gflop"],
-                **worker.ask("facts"),
-            }
-            for name, worker in workers.items()
-        ]
-    finally:
-        for worker in workers.values():
-            worker.__exit__()
+        rows = []
+        for name, worker in workers.items():
+            row = {"name": name, "size": size, "batch": args.batch, "seconds": seconds[name]}
+            row["images_per_s"] = args.batch / median(seconds[name])
+            row |= {"launch_s": worker.launch_s, "gflop": counted[name]["gflop"]}
+            rows.append(row | worker.ask("facts"))
+        return rows
 
 
 def measure_fields(args: argparse.Namespace) -> list[dict]:
     """Time the steps of all contestants, one resolution after another."""
     fields = {64: ("kaogan", "kaogan-bare", "dcgan")} if args.quick else FIELDS
     rows = []
-    for size in set(fields) & set(args.sizes):
-        names = tuple(name for name in fields[size] if name in args.contestants)
-        rows += measure_steps(size, names, args)
+    for size, names in fields.items():
+        rows += measure_steps(size, tuple(n for n in names if n in args.contestants), args)
     return rows
 
 
@@ -204,34 +173,18 @@ def measure_overhead(args: argparse.Namespace) -> dict[str, Any]:
     return {"batch": OVERHEAD_BATCH, "seconds": seconds}
 
 
-def measure_batches(args: argparse.Namespace) -> list[dict]:
-    """Time Kaogan's step at several batch sizes and several resolutions, in turns."""
-    rows, sizes = [], ((64, 8), (64, 16), (64, 32), (64, 64), (32, 8), (128, 8), (256, 8))
-    for size, batch in sizes[:2] if args.quick else sizes:
-        with Worker("kaogan", pack(args.data, size), args, batch) as worker:
-            parts = [worker.ask("step 16")["cpu"] for _ in range(1 if batch > 8 else 2)]
-            flops = worker.ask("count")["gflop"]
-        row = {"size": size, "batch": batch, "images_per_s": batch / min(parts), "gflop": flops}
-        rows.append(row)
-    return rows
-
-
 def measure_processes(args: argparse.Namespace) -> list[dict]:
     """Time train.py itself with one process and with two, of one thread each."""
     rows = []
     for processes in (1, 2):
         with tempfile.TemporaryDirectory() as out:
-            launch = ["--nproc_per_node", str(processes), "train.py"]
-            flags = ["--data", *args.data, "--resolution", "64", "--metric-samples", "0"]
-            flags += ["--tick-kimg", "0.512", "--total-kimg", "1.024" if args.quick else "3.072"]
-            flags += ["--grid-ticks", "99", "--snapshot-ticks", "99", "--out", out]
-            subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", *launch, *flags],
-                cwd=ROOT,
-                check=True,
-                capture_output=True,
-                env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            )
+            command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+            command += [str(processes), "train.py", "--data", *args.data, "--resolution", "64"]
+            command += ["--total-kimg", "1.024" if args.quick else "3.072", "--tick-kimg", "0.512"]
+            command += ["--grid-ticks", "99", "--snapshot-ticks", "99", "--metric-samples", "0"]
+            env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            options = {"cwd": common.ROOT, "check": True, "capture_output": True}
+            subprocess.run([*command, "--out", out], env=env, **options)
             lines = (Path(out) / "stats.jsonl").read_text().splitlines()
             rates = [json.loads(line)["images_per_s"] for line in lines[2:]]
             rows.append({"processes": processes, "images_per_s": median(rates)})
@@ -243,66 +196,42 @@ def measure_quality(args: argparse.Namespace) -> list[dict]:
     from training.metrics import build_extractor, compute_features, evaluate, real_features
     from training.metrics import real_images as batches
 
-    faces = pack(args.data, 64, progress=False)
-    names = ("dcgan",) if args.quick else args.learners
-    samples = 64 if args.quick else args.samples
+    faces, rows = pack(args.data, 64, progress=False), []
+    samples, seconds = (64, 1) if args.quick else (args.samples, args.seconds)
     args.results.mkdir(parents=True, exist_ok=True)
-
-    def learn(name: str) -> dict[str, Any]:
+    for name in ("dcgan",) if args.quick else [n for n in LEARNERS if n in args.contestants]:
         with Worker(name, faces, args, OWN_BATCH.get(name, args.batch)) as worker:
-            learned = worker.ask(f"learn {1 if args.quick else args.seconds}")
-            path = args.results / f"faces-{name}.npy"
-            worker.ask(f"draw {samples} {path.resolve()}")
-            return {"name": name, **learned, "path": path, **worker.ask("facts")}
-
-    with ThreadPoolExecutor(len(names) if args.together else 1) as pool:
-        rows = list(pool.map(learn, names))
+            learned = worker.ask(f"learn {seconds}")
+            worker.ask(f"draw {samples} {(args.results / f'faces-{name}.npy').resolve()}")
+            rows.append({"name": name, **learned, **worker.ask("facts")})
     extractor = build_extractor("efficientnet-lite0")
-    known = {
-        "cache_dir": faces.path,
-        "data_key": faces.key,
-        "limit": samples if args.quick else 10_000,
-    }
+    limit = samples if args.quick else REAL_FACES
+    known = {"cache_dir": faces.path, "data_key": faces.key, "limit": limit}
     real = real_features(faces.images, extractor, **known)
     for row in rows:
-        drawn = np.load(row.pop("path"))
+        drawn = np.load(args.results / f"faces-{row['name']}.npy")
         features = compute_features(batches(drawn, np.arange(len(drawn))), extractor)
         row |= evaluate(real, features, features=extractor.name, max_precision=2000).to_dict()
-        side = min(SHEET, int(len(drawn) ** 0.5))
-        square = drawn[: side**2].reshape(side, side, *drawn.shape[1:])
-        save_sheet(square, args.results / f"faces-{row['name']}.webp")
     return rows
-
-
-def first_faces(name: str, folder: Path) -> np.ndarray:
-    """Return the first faces that a learner drew, `[STRIP, H, W, C]`."""
-    return np.load(folder / f"faces-{name}.npy", mmap_mode="r")[:STRIP]
 
 
 def speed_table(rows: list[dict]) -> str:
     """Write images/s, sizes and work of each contestant."""
     base = {r["size"]: r["images_per_s"] for r in rows if r["name"] == "kaogan"}
-    return table(
-        (
-            "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
-            "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
-        ),
-        [
-            (
-                LABELS[r["name"]],
-                r["size"],
-                r["batch"],
-                f"{r['images_per_s']:.2f}",
-                f"{r['images_per_s'] / base[r['size']]:.2f}" if r["size"] in base else "",
-                f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}",
-                f"{r['gflop']:.2f}",
-                f"{r['gflop'] * r['images_per_s']:.0f}",
-                f"{r['launch_s']:.1f}",
-                f"{r['peak_mb']:.0f}",
-            )
-            for r in rows
-        ],
+    head = (
+        "network", "px", "batch", "images/s", "against Kaogan", "parameters G + D, million",
+        "GFLOP an image", "GFLOP/s", "launch and first step, s", "peak memory, MB",
     )  # fmt: skip
+    lines = [
+        (
+            LABELS[r["name"]], r["size"], r["batch"], f"{r['images_per_s']:.2f}",
+            f"{r['images_per_s'] / base[r['size']]:.2f}" if r["size"] in base else "",
+            f"{r['G'] / 1e6:.2f} + {r['D'] / 1e6:.2f}", f"{r['gflop']:.2f}",
+            f"{r['gflop'] * r['images_per_s']:.0f}", f"{r['launch_s']:.1f}", f"{r['peak_mb']:.0f}",
+        )
+        for r in rows
+    ]  # fmt: skip
+    return common.table(head, lines)
 
 
 def overhead(figures: dict[str, Any]) -> str:
@@ -324,32 +253,22 @@ def overhead(figures: dict[str, Any]) -> str:
 def quality_table(rows: list[dict]) -> str:
     """Write what equal time reached."""
     head = (
-        "network",
-        "images seen",
-        "minutes of its own",
-        "Fréchet",
-        "KID × 1000",
-        "precision",
+        "network", "images seen", "minutes of its own", "Fréchet", "KID × 1000", "precision",
         "recall",
-    )
+    )  # fmt: skip
     lines = [
         (
-            LABELS[r["name"]],
-            f"{r['images']:,}",
-            f"{r['cpu'] / 60:.1f}",
-            f"{r['frechet']:.1f}",
-            f"{1000 * r['kid']:.1f} ± {1000 * r['kid_se']:.1f}",
-            f"{r['precision']:.2f}",
+            LABELS[r["name"]], f"{r['images']:,}", f"{r['cpu'] / 60:.1f}", f"{r['frechet']:.1f}",
+            f"{1000 * r['kid']:.1f} ± {1000 * r['kid_se']:.1f}", f"{r['precision']:.2f}",
             f"{r['recall']:.2f}",
         )
         for r in rows
-    ]
-    counts = (
-        f"{rows[0]['features']}, {rows[0]['num_real']:,} real and {rows[0]['num_fake']:,} drawn"
-    )
+    ]  # fmt: skip
+    first = rows[0]
     return (
-        f"{table(head, lines)}\n\nFeatures of {counts} faces of 64 px; batches of 32 but where "
-        f"said, of 10 for lightweight-gan; one thread each."
+        f"{common.table(head, lines)}\n\nFeatures of {first['features']}, "
+        f"{first['num_real']:,} real and {first['num_fake']:,} drawn faces of 64 px; batches of 32 "
+        f"but where said, of 10 for lightweight-gan; one thread each."
     )
 
 
@@ -364,28 +283,19 @@ def report(figures: dict[str, Any]) -> str:
         )
     if known := figures.get("overhead"):
         text += f"\n\n{overhead(known)}"
-    if rows := figures.get("scaling"):
-        head = ("px", "batch", "images/s", "GFLOP an image", "GFLOP/s")
-        lines = [
-            (r["size"], r["batch"], f"{r['images_per_s']:.1f}", f"{r['gflop']:.2f}",
-             f"{r['gflop'] * r['images_per_s']:.0f}")
-            for r in rows
-        ]  # fmt: skip
-        text += f"\n\n`--part scaling`: Kaogan's step.\n\n{table(head, lines)}"
     if rows := figures.get("processes"):
         lines = [(r["processes"], f"{r['images_per_s']:.1f}") for r in rows]
-        text += f"\n\n{table(('processes', 'images/s of train.py'), lines)}"
+        text += f"\n\n{common.table(('processes', 'images/s of train.py'), lines)}"
     if rows := figures.get("quality"):
         text += f"\n\n`--part quality`: equal time on the same faces.\n\n{quality_table(rows)}"
         text += f"\n\n![{STRIP} unselected faces of each, in the table's order]"
-        text += f"({STRIPS.relative_to(DOC.parent)})"
+        text += f"({STRIPS.relative_to(common.DOC.parent)})"
     return text
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "steps": measure_fields,
     "overhead": measure_overhead,
-    "scaling": measure_batches,
     "processes": measure_processes,
     "quality": measure_quality,
 }
@@ -393,7 +303,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = make_parser("training", __doc__.splitlines()[0])
+    parser = common.make_parser("training", __doc__)
     parser.add_argument("--part", choices=PARTS, nargs="*", default=["steps", "overhead"])
     parser.add_argument(
         "--data", nargs="+", default=[str(BUNDLED_FACES)], help="as train.py has it"
@@ -402,29 +312,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--seconds", type=float, default=600, help="of learning, for quality")
     parser.add_argument("--samples", type=int, default=2000, help="faces to measure quality by")
-    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=LEARNERS)
-    parser.add_argument("--together", action="store_true", help="learn at once, not in turn")
     parser.add_argument("--contestants", nargs="+", choices=LABELS, default=list(LABELS))
-    parser.add_argument("--sizes", type=int, nargs="+", choices=FIELDS, default=list(FIELDS))
-    parser.add_argument("--venv", type=Path, default=VENV, help="environment of the peers")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the bench; parts that are not run keep their last figures."""
-    args = parse_arguments(argv)
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; parts that are not run keep their last figures."""
     if not args.quick and {"steps", "quality"} & set(args.part):
-        make_venv(args.venv)
-    kept = args.results / "training.json"
+        make_venv()
     new = {name: PARTS[name](args) for name in args.part}
-    old = json.loads(kept.read_text()) if kept.exists() and not args.quick else {}
+    old = common.kept_figures("training", args)
     for name in {"steps", "quality"} & set(new):
         new[name] = merge_rows(old.get(name, []), new[name])
     if "quality" in new and not args.quick:
-        save_sheet(np.stack([first_faces(r["name"], args.results) for r in new["quality"]]), STRIPS)
-    figures = old | new | {"machine": machine() if new else old["machine"]}
-    publish("training", report(figures), figures, args)
-    return 0
+        files = [args.results / f"faces-{row['name']}.npy" for row in new["quality"]]
+        common.save_sheet(np.stack([np.load(file)[:STRIP] for file in files]), STRIPS)
+    figures = old | new | {"machine": common.machine() if new else old["machine"]}
+    return report(figures), figures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line."""
+    return common.finish("training", parse_arguments(argv), run)
 
 
 def merge_rows(old: list[dict], new: list[dict]) -> list[dict]:

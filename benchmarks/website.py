@@ -11,56 +11,49 @@ by WebAssembly.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import http.server
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.common import machine, make_parser, median, p95, publish, table
+from benchmarks.common import finish, machine, make_parser, p95, table
 
 PATIENCE = 600_000  # ms; a busy machine opens the networks slowly
-# Notes when the small and the large picture of a face, and each face of the wall, are painted.
+# Notes when the small and the large picture of a face are painted.
 WATCH = """() => {
   const canvas = document.querySelector("#face canvas");
-  window.times = { small: [], large: [], wall: [] };
+  window.times = { small: [], large: [] };
   window.began = 0; // the start of the visit
-  window.small = 0;
   const note = (kind) => window.times[kind].push(performance.now() - window.began);
   new MutationObserver(() => note(canvas.width < 512 ? "small" : "large"))
     .observe(canvas, { attributes: true, attributeFilter: ["data-drawn"] });
   document.addEventListener("click", () => { window.began = performance.now(); }, true);
-  new MutationObserver((changes) => changes
-    .filter(({ target }) => target.tagName === "CANVAS" && target.width > 1)
-    .forEach(() => note("wall")))
-    .observe(document.querySelector("#wall"),
-      { attributes: true, subtree: true, attributeFilter: ["height"] });
 }"""
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A file server that writes no log."""
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @contextmanager
 def serve(folder: Path, *, isolated: bool) -> Iterator[str]:
-    """Serve a folder; `isolated` with the headers that allow threads."""
+    """Serve a folder without a log; `isolated` with the headers that allow threads."""
 
-    class Isolated(Files):
+    class Files(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
         def end_headers(self) -> None:
             if isolated:
                 self.send_header("Cross-Origin-Opener-Policy", "same-origin")
                 self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
             super().end_headers()
 
-    handler = functools.partial(Isolated, directory=str(folder))
+    handler = functools.partial(Files, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -79,7 +72,7 @@ def visit(context: Any, address: str) -> Any:
 
 def time_faces(page: Any, act: Callable[[], None], count: int) -> dict[str, list[float]]:
     """Ask for some faces; return ms until the small and the large picture of each is seen."""
-    page.evaluate("window.times = { small: [], large: [], wall: [] }")
+    page.evaluate("window.times = { small: [], large: [] }")
     for done in range(1, count + 1):
         act()
         page.wait_for_function("done => window.times.large.length >= done", arg=done)
@@ -99,23 +92,12 @@ def measure(folder: Path, count: int, *, isolated: bool) -> dict[str, Any]:
         figures = {"first face": times["small"][:1], "first face, large": times["large"][:1]}
         rolled = time_faces(page, lambda: page.click("#roll"), count)
         figures |= {"another face": rolled["small"], "another face, large": rolled["large"]}
-        page.click("#tab-wall")
-        page.wait_for_function("document.querySelector('#wall .grid-container').dataset.drawn")
-        wall = page.evaluate("window.times.wall")
-        figures |= {"wall, first face": wall[:1], "wall, all 24": wall[-1:]}
-        page.click("#wall-more")
-        page.evaluate("document.querySelector('#tab-meet').click()")
-        behind = time_faces(page, lambda: page.click("#roll"), 1)
-        figures["another face, the wall waiting"] = behind["small"][:1]
         context.close()
     return figures
 
 
-def main() -> None:
-    """Measure, print a table, write the figures."""
-    parser = make_parser("website", __doc__.splitlines()[0])
-    parser.add_argument("--site", type=Path, help="folder of the page (default: made anew)")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Measure what the command line asks for; return Markdown and the figures."""
     count = 3 if args.quick else 20
     with tempfile.TemporaryDirectory() as made:
         folder = args.site or Path(made)
@@ -125,7 +107,7 @@ def main() -> None:
 
             write_site(Studio.open(), folder)
         figures = {
-            f"{name}": measure(folder, count, isolated=isolated)
+            name: measure(folder, count, isolated=isolated)
             for name, isolated in (("one thread", False), ("threads", True))
         }
     rows = [
@@ -133,12 +115,16 @@ def main() -> None:
         for threads, events in figures.items()
         for event, times in events.items()
     ]
-    text = (
-        f"{table(['event', 'WebAssembly', 'times', 'p50, ms', 'p95, ms'], rows)}\n\n"
-        f"Headless Chromium on {machine()}."
-    )
-    publish("website", text, figures, args)
+    head = ["event", "WebAssembly", "times", "p50, ms", "p95, ms"]
+    return f"{table(head, rows)}\n\nHeadless Chromium on {machine()}.", figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = make_parser("website", __doc__)
+    parser.add_argument("--site", type=Path, help="folder of the page (default: made anew)")
+    return finish("website", parser.parse_args(arguments), run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

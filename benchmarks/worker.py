@@ -59,7 +59,6 @@ def parse_arguments(names: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--images", type=Path, required=True, help="uint8 [N, H, W, 3], raw")
     parser.add_argument("--data", default="", help="where those came from")
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
@@ -85,7 +84,7 @@ def serve(build: Callable[[argparse.Namespace], Contestant], names: tuple[str, .
     args = parse_arguments(names)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     contestant = build(args)
     commands = {

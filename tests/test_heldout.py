@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 import zipfile
 
 import numpy as np
@@ -14,7 +13,6 @@ from safetensors.torch import save_file
 from test_train import checkpoints
 from torch import nn
 
-from benchmarks import curves
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import make_config
 from training.data import pack, split
@@ -105,7 +103,7 @@ def test_a_critic_that_knows_its_pictures_by_heart_is_found_out(many, tmp_path):
 SHORT = ["--tick-kimg", "0.064", "--keep", "9"]
 
 
-def test_a_run_keeps_pictures_apart_and_goes_on_exactly(bench, many, monkeypatch):
+def test_a_run_keeps_pictures_apart_and_goes_on_exactly(bench, many):
     """With ADA's rule, whose strength is a part of the run."""
     flags = ["--data", str(many), *SHORT, "--augment-target", "0.1", "--augment-ramp-kimg", "0.2"]
     for name, kimg in (("whole", "0.256"), ("parts", "0.144")):
@@ -123,18 +121,6 @@ def test_a_run_keeps_pictures_apart_and_goes_on_exactly(bench, many, monkeypatch
         assert 0 < line["d_learned"] < 1 and 0 < line["d_held_out"] < 1
         assert 0 < line["d_drawn"] < 1
     assert any(line["augment_strength"] > 0 for line in rest)
-    monkeypatch.setattr(sys, "argv", ["curves", str(bench.folder / "whole")])
-    assert curves.main() == 0
-    drawn = (bench.folder / "whole" / "curves.svg").read_text()
-    assert "of unseen ones" in drawn and "of pictures it learns from" in drawn
-
-
-def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["curves", str(tmp_path)])
-    assert curves.main() == 2
-    (tmp_path / "stats.jsonl").write_text('{"kimg": 0}\n')
-    assert curves.main() == 2
-    assert "no step was logged yet" in capsys.readouterr().err
 
 
 def test_a_run_of_before_goes_on_with_all_of_its_pictures(bench, many):

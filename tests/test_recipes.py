@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import recipes
+from benchmarks.common import BenchError
 from training.config import make_config
 
 
@@ -50,25 +51,24 @@ def test_a_variant_is_trained_measured_and_kept(options, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "launch", None)  # a second call trains nothing
     assert recipes.run_variant("narrow", options) == row
     assert recipes.strips([row, row], options).shape == (2, recipes.STRIP, 16, 16, 3)
-    document = options.docs = tmp_path / "recipes.md"
-    document.write_text("Before.\n" + "\n".join(recipes.MARKS) + "\nAfter.\n")
-    recipes.write_docs(document, recipes.report([row], options))
-    text = document.read_text()
-    assert text.startswith("Before.\n")
-    assert text.endswith("\nAfter.\n")
+    options.docs = tmp_path / "recipes.md"
+    text = recipes.report([row, row], options)
     assert "| narrow | 0.064 |" in text
+    assert "0.064 kimg a variant" in text
+    assert text.endswith("(recipes/variants.webp)")
+    assert (tmp_path / "recipes" / "variants.webp").exists()
 
 
 def test_a_speed_that_noise_hides_is_refused(options, monkeypatch):
     monkeypatch.setattr(recipes, "launch", lambda values, folder: 9.0)
     folder = options.out / "base"
     folder.mkdir(parents=True)
-    with pytest.raises(RuntimeError, match="base: .* so its speed is unknown; start"):
+    with pytest.raises(BenchError, match="base: .* so its speed is unknown; start"):
         recipes.images_per_second("base", options, folder)
     assert not (folder / "speed.json").exists()
 
 
 def test_a_run_that_fails_says_why(options):
     values = recipes.settings("base", options, 1.0) | {"data": [str(options.out / "nowhere")]}
-    with pytest.raises(RuntimeError, match="the run failed: .*nowhere"):
+    with pytest.raises(BenchError, match="the run failed: .*nowhere"):
         recipes.launch(json.loads(json.dumps(values)), options.out / "failed")
