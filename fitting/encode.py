@@ -120,7 +120,7 @@ class Pictures:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """Turn uint8 `[N, H, W, C]` into floats `[N, C, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 
 import studio.faces
 import studio.revisions
-from model import Discriminator, Enlarger, Generator, ModelError, load_network
+from model import Discriminator, Encoder, Enlarger, Generator, ModelError, load_network
 from studio.enlarging import BUNDLED, load_enlarging
 from studio.faces import Studio
 from studio.recipe import Edit, Recipe
@@ -1106,3 +1106,18 @@ def test_a_runs_enlarger_goes_up_and_draws_from_there(hub, run_folder):
     hub.commit(without, "x", plain, [name for name in weights if name in plain])
     other = Studio.open("owner/without", fallback=False)
     assert other.enlarging.name == load_enlarging(BUNDLED).name
+    assert other.encoder is None
+
+
+def test_a_runs_encoder_goes_up_and_is_found_there(hub, run_folder):
+    weights = (run_folder / "generator" / "model.safetensors").read_bytes()
+    G = load_network(run_folder / "generator")
+    E = Encoder(G.num_ws, G.w_dim, (4, 4, 4, 4), 4, 4, hashlib.sha256(weights).hexdigest())
+    E.save_pretrained(run_folder / "encoder")
+    files = snapshot(run_folder).files
+    assert {"encoder/config.json", "encoder/model.safetensors"} <= files.keys()
+    repo = hub.create(REPO)
+    hub.commit(repo, "with", files, [name for name in files if name.endswith(".safetensors")])
+    encoder = Studio.open(REPO, fallback=False).encoder
+    assert encoder is not None
+    assert encoder.generator == E.generator

@@ -116,8 +116,9 @@ def test_match_finds_a_face_and_keeps_no_picture(
     page.set_input_files("#upload input[type=file]", tmp_path / "upload-of-a-visitor.png")
     page.wait_for_selector("#upload img")
     page.click("#match-go")
-    page.wait_for_selector("#match-meet", timeout=150_000)
+    page.wait_for_selector("#match-meet", timeout=60_000)
     expect(page.locator("#pair-slider img")).to_have_count(2)
+    expect(page.locator("#match-note")).to_have_text(TEXTS["match.done"]["en"], timeout=60_000)
     page.click("#match-meet")
     page.wait_for_function("() => location.search.includes('&w=')")
     found = met(page)
@@ -133,8 +134,8 @@ COPY = """async (bytes) => {
 }"""
 
 
-def test_a_pasted_picture_is_looked_for_and_stop_stops(browser, url: str):
-    """Stop works on a match that has just begun; the page is as before and can look again."""
+def test_a_pasted_picture_gets_a_first_answer_and_stop_keeps_it(browser, url: str):
+    """The first face stands while the search goes on; Stop keeps what was found."""
     with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as visit:
         page = visit.new_page()
         open_page(page, f"{url}/?seed=42&tab=match")
@@ -142,10 +143,13 @@ def test_a_pasted_picture_is_looked_for_and_stop_stops(browser, url: str):
         page.click("#upload button[aria-label*=lipboard]")
         page.wait_for_selector("#upload img")
         page.click("#match-go")
+        first, done = (TEXTS[f"match.{name}"]["en"] for name in ("first", "done"))
+        expect(page.locator("#match-note")).to_have_text(first, timeout=60_000)
         page.wait_for_selector("#match-progress progress")
+        expect(page.locator("#match-meet")).to_be_visible()
         page.click("#match-stop")
-        expect(page.locator("#match-note")).to_have_text(TEXTS["morph.stopped"]["en"])
-        expect(page.locator("#match-empty")).to_be_visible()
+        expect(page.locator("#match-note")).to_have_text(done, timeout=10_000)
+        expect(page.locator("#pair-slider img").first).to_be_visible()
         expect(page.locator("#match-progress progress")).to_have_count(0)
         page.click("#match-go")  # the picture went with the search
         expect(page.locator("#match-note")).to_have_text(TEXTS["match.none"]["en"])

@@ -1,5 +1,6 @@
 """What is bundled: weights that load, faces that come back on this machine, data to train on."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import Discriminator, Generator, default_channels
+from model import Discriminator, Encoder, Generator, default_channels
 from training.config import BUNDLED_FACES
 from training.release import (
     BUNDLED_COUNT,
@@ -21,6 +22,7 @@ from training.release import (
     GOLDEN_SEEDS,
     WORTH_NARROWING,
     draw,
+    drop_encoder,
     golden_name,
     store,
 )
@@ -111,3 +113,24 @@ def test_drawing_leaves_gradients_on_between_faces():
     next(faces)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_an_encoder_of_other_weights_is_removed(tmp_path, capsys):
+    store(Generator(8, (16, 16), z_dim=4, w_dim=4), tmp_path / "generator")
+    weights = (tmp_path / "generator" / "model.safetensors").read_bytes()
+    Encoder(3, 4, (4, 4, 4, 4), 4, 4, hashlib.sha256(weights).hexdigest()).save_pretrained(
+        tmp_path / "encoder"
+    )
+    drop_encoder(tmp_path)
+    assert (tmp_path / "encoder").is_dir()
+    store(Generator(8, (16, 16), z_dim=4, w_dim=4), tmp_path / "generator")
+    drop_encoder(tmp_path)
+    assert not (tmp_path / "encoder").exists()
+    assert "was of other weights" in capsys.readouterr().out
+
+
+def test_the_bundled_encoder_is_of_the_bundled_generator():
+    weights = (ASSETS / "generator" / "model.safetensors").read_bytes()
+    encoder = Encoder.from_pretrained(ASSETS / "encoder")
+    assert encoder.generator == hashlib.sha256(weights).hexdigest()
+    assert (ASSETS / "encoder" / "model.safetensors").stat().st_size < 10_000_000

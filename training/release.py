@@ -9,7 +9,8 @@ addresses of its faces still draw them; of these only the newest KEPT stay. Furt
 assets/samples, grids of the seeds 0 … 99, and a few single faces that every machine must
 draw again; and, where there is none, assets/faces.zip, faces that `accelerate launch train.py`
 learns from in a fresh clone: they need not be of the newest weights, and each new zip would stay in
-the repository for ever. The model card, assets/generator/README.md, is written by people and left
+the repository for ever. An encoder of earlier weights is removed; `python -m fitting.encode` makes
+one for the new ones. The model card, assets/generator/README.md, is written by people and left
 alone.
 """
 
@@ -219,6 +220,17 @@ def find_enlarger(options: argparse.Namespace) -> Enlarger | None:
     )
 
 
+def drop_encoder(assets: Path) -> None:
+    """Remove the bundled encoder where it is not of the bundled generator."""
+    folder, weights = assets / "encoder", assets / "generator" / WEIGHTS_NAME
+    if not (folder / CONFIG_NAME).is_file():
+        return
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    if config.get("generator") != hashlib.sha256(weights.read_bytes()).hexdigest():
+        shutil.rmtree(folder)
+        print(f"{folder} was of other weights: make one with python -m fitting.encode")
+
+
 def main() -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m training.release", description=__doc__)
@@ -231,6 +243,7 @@ def main() -> int:
         D = Discriminator.from_pretrained(options.run / "discriminator")
         store(G, options.assets / "generator")
         store(D, options.assets / "discriminator")
+        drop_encoder(options.assets)
         if (options.run / "projected").is_dir():
             heads = ProjectedDiscriminator.from_pretrained(options.run / "projected")
             store(heads, options.assets / "projected")

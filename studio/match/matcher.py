@@ -155,7 +155,7 @@ class Matcher:
         pictures = cut_all(self.G, image, boxes)
         v = self.first(pictures)
         with torch.no_grad():
-            left = pixel_loss(differ(self.draw(v), pictures))
+            left = pixel_loss(visible_difference(self.draw(v), pictures))
         best = 1 if len(boxes) > 1 and left[1] < NEARER * left[0] else 0
         v, target = v[best : best + 1], pictures[best : best + 1]
         if found is not None:
@@ -221,7 +221,8 @@ class Descent:
         drawn = self.matcher.draw(v)
         pull, chroma = (FAINT_PULL, 1.0) if self.exact else (PULL, CHROMA)
         loss = (
-            pixel_loss(vivid(differ(drawn, self.target), chroma)).sum() + pull * v.square().mean()
+            pixel_loss(weigh_chroma(visible_difference(drawn, self.target), chroma)).sum()
+            + pull * v.square().mean()
         )
         if not self.exact:
             found = self.matcher.features(drawn)
@@ -236,7 +237,7 @@ class Descent:
         return loss
 
 
-def differ(drawn: Tensor, target: Tensor) -> Tensor:
+def visible_difference(drawn: Tensor, target: Tensor) -> Tensor:
     """Return drawn - target, 0 where both are beyond the same end of [-1, 1], which shows alike."""
     difference = drawn - target
     difference = torch.where(target >= 1, difference.clamp(max=0), difference)
@@ -254,7 +255,7 @@ def pixel_loss(difference: Tensor) -> Tensor:
     return loss
 
 
-def vivid(difference: Tensor, chroma: float) -> Tensor:
+def weigh_chroma(difference: Tensor, chroma: float) -> Tensor:
     """Weigh what is colour in a difference `[N, C, H, W]`; the rest is lightness."""
     lightness = difference.mean(1, keepdim=True)
     return lightness + chroma * (difference - lightness)
