@@ -3,7 +3,7 @@
     from model import Generator, latents_from_seeds
 
     G = Generator.from_pretrained("assets/generator")        # or "owner/name", revision="<commit>"
-    z = latents_from_seeds([42, 43], G.z_dim)                # [2, z_dim], the same for ever
+    z = latents_from_seeds([42, 43], G.z_dim)                # [2, z_dim], always the same
     faces = G(z, psi=0.7)                                    # [2, 3, H, W] in about [-1, 1]
 
 `Generator` and `Discriminator` follow StyleGAN2 (Karras et al. 2020, arXiv 1912.04958) without
@@ -657,11 +657,8 @@ class StyledConv(nn.Module):
         self.up = up
         self.squares: Tensor | None = None  # of a frozen layer's weights
 
-    def forward(self, x: Tensor, w: Tensor, stride: int = 1) -> Tensor:
-        """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, out, H or 2H, W or 2W]`.
-
-        With a `stride`, to every so manieth row and column of that, for no more work than they are.
-        """
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Map x `[N, in, H, W]` and w `[N, w_dim]` to `[N, out, H or 2H, W or 2W]`."""
         style, half = self.affine(w), autocasts_to_float16(x)  # [N, in]
         weight: Tensor = self.weight
         if half:
@@ -669,7 +666,7 @@ class StyledConv(nn.Module):
         else:
             squares = self.sum_squares() if self.squares is None else self.squares
             demod = torch.rsqrt(style.square() @ squares + 1e-8 / LRELU_GAIN**2)  # [N, out]
-        x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight, None, stride, padding=1)
+        x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight, padding=1)
         bias = self.bias.to(x.dtype).view(1, -1, 1, 1)
         # mul, add_: the backward of addcmul would copy the picture once more. Both stand before
         # the upsampling, which changes neither of them, on a quarter of the pixels.
@@ -888,16 +885,14 @@ class SynthesisBlock(nn.Module):
         else:
             self.to_rgb = ToPatches(out_channels, img_channels, w_dim, patch)
 
-    def forward(
-        self, x: Tensor, rgb: Tensor | None, ws: Tensor, stride: int = 1
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, rgb: Tensor | None, ws: Tensor) -> tuple[Tensor, Tensor]:
         """Take features, the smaller picture and this block's ws `[N, 1 or 2, w_dim]`."""
         if self.conv0 is not None:
             x = self.conv0(x, ws[:, 0])
-        x = self.conv1(x, ws[:, -1], stride)
+        x = self.conv1(x, ws[:, -1])
         picture = self.to_rgb(x, ws[:, -1])
         if rgb is not None:
-            picture = upsample(rgb, 2 * self.patch)[:, :, ::stride, ::stride] + picture
+            picture = upsample(rgb, 2 * self.patch) + picture
         return x, picture
 
 
@@ -1007,22 +1002,15 @@ class Generator(
         """Move w `[N, w_dim]` towards the average one."""
         return w if psi == 1.0 else torch.lerp(self.w_avg.to(w.dtype), w, psi)
 
-    def synthesis(self, ws: Tensor, stride: int = 1) -> Tensor:
-        """Draw pictures `[N, C, H, W]` from ws `[N, num_ws, w_dim]`, coarse layers first.
-
-        Args:
-            ws: one w for each layer.
-            stride: draw only every so manieth row and column, which spares most of the last
-                layer's work; 1 where a place of the last level paints more than one pixel.
-        """
+    def synthesis(self, ws: Tensor) -> Tensor:
+        """Draw pictures `[N, C, H, W]` from ws `[N, num_ws, w_dim]`, coarse layers first."""
         const = self.const.expand(ws.shape[0], -1, -1, -1)
         x = const.contiguous(memory_format=torch.channels_last)
         rgb: Tensor | None = None
         used = 0
         for block in self.blocks.values():
             count = 1 if block.conv0 is None else 2
-            last = used + count == self.num_ws
-            x, rgb = block(x, rgb, ws[:, used : used + count], stride if last else 1)
+            x, rgb = block(x, rgb, ws[:, used : used + count])
             used += count
         assert rgb is not None  # there is a block
         return rgb

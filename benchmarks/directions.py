@@ -28,9 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import BenchError, finish, interleave, machine, make_parser, table
-from fitting.attributes import ASSETS, SIZE, FeatureReader, open_reader, resize
+from fitting.attributes import ASSETS
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
+from fitting.readers import SIZE, FeatureReader, open_reader, resize
 from model import keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio

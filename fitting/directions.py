@@ -35,9 +35,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fitting.attributes import ASSETS, TagReader, open_reader
+from fitting.attributes import ASSETS
 from fitting.colours import find_regions
 from fitting.latent import Coordinates, Probe, Samples, fit_linear, floats, solve_steps
+from fitting.readers import TagReader, open_reader
 from fitting.recolour import ColourFit, fit_colours
 from fitting.unnamed import Unnamed, find_unnamed
 from model import WEIGHTS_NAME, Generator, ModelError, keep_freed_memory, load_network

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitting.attributes import TwoViewReader, open_reader
 from fitting.course import Course, FittingError, begin, digest_of
+from fitting.readers import TwoViewReader, open_reader
 from model import (
     Encoder,
     Generator,

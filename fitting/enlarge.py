@@ -52,7 +52,7 @@ from training.data import DataError, pack
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 SIZE = 128  # px of the small pictures
 FIRST_SEED = 3 * 2**30  # of the drawn faces; people and benchmarks start at 0
-DATA_EVERY = 4  # with --data every so manieth pair is one of its pictures
+DATA_EVERY = 4  # with --data, one pair of so many is one of its pictures
 HELD_OUT = 48  # pairs that nothing is learned from, the last ones
 CROP = 32  # px of a small crop
 GRADIENT_WEIGHT = 1.0

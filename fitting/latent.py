@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fitting.attributes import SIZE, TagReader, resize
+from fitting.readers import SIZE, TagReader, resize
 from model import Generator, latents_from_seeds, quantise
 
 FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks start at 0

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fitting.attributes import SIZE
 from fitting.colours import Palette
 from fitting.latent import Coordinates, Probe, Samples, draw, fit_linear, floats, solve_steps
+from fitting.readers import SIZE
 
 GROUP_SETS = (("fine",), ("middle", "fine"))  # layers that may colour a part
 OTHER_PART = 4.0  # weight of the other part's colour among what should stay

@@ -17,19 +17,21 @@ from fitting.attributes import (
     BUILDER,
     HELD_OUT,
     JUDGE,
+    average_precision,
+    calibrate,
+    choose_tags,
+    main,
+    split,
+    start_from,
+)
+from fitting.readers import (
     FeatureReader,
     PixelReader,
     TwoViewReader,
-    average_precision,
     blur,
-    calibrate,
-    choose_tags,
     hide,
-    main,
     open_reader,
     shake,
-    split,
-    start_from,
     tint,
 )
 from model import ModelError, load_network

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fitting import unnamed
-from fitting.attributes import TagReader, resize
 from fitting.colours import find_regions, to_lab
 from fitting.directions import (
     FILE_NAME,
@@ -29,6 +28,7 @@ from fitting.directions import (
     slider_name,
 )
 from fitting.latent import ALIKE, Coordinates, Probe, draw, fit_linear, sample_ws, solve_steps
+from fitting.readers import TagReader, resize
 from fitting.recolour import fit_aim, quadratic_terms
 from model import FAINT, NETWORKS, Generator, latents_from_seeds
 from studio import directions as reading

@@ -225,15 +225,6 @@ def test_styles_mix_by_layer(G):
     assert torch.allclose(seen[0][0], seen[0][1], atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [2, 3, 4])
-def test_a_stride_draws_some_of_the_same_pixels(stride):
-    torch.manual_seed(0)
-    G = Generator(24, (32, 24, 16), z_dim=16, w_dim=24).eval()
-    ws = G.mapping(latents_from_seeds([1, 2], 16))
-    expected = G.synthesis(ws)[:, :, ::stride, ::stride]
-    torch.testing.assert_close(G.synthesis(ws, stride), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_demodulation_equals_weights_modulated_per_sample(G):
     """The shared convolution equals the paper's: scale and normalise each sample's weights."""
     conv = G.blocks["8"].conv1

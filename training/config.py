@@ -141,7 +141,7 @@ class TrainConfig:
     compile: str = setting(
         "auto",
         "torch.compile for the networks: auto: on a GPU; reduce-overhead: with CUDA graphs, which "
-        "nobody has tried here yet",
+        "not tried here yet",
         ("auto", "no", "yes", "reduce-overhead"),
         bare="yes",
     )

@@ -159,7 +159,7 @@ export class Meet {
     return Math.abs(put - Number(input.value)) < 1e-9 ? own : Number(input.value);
   }
 
-  /** Show a face that nobody asked for, with the sliders as they stand where held. */
+  /** Show a random face, with the sliders as they stand where held. */
   roll() {
     const { recipe } = this.page;
     const edits = one("#hold").checked ? recipe.edits : [];

@@ -67,7 +67,7 @@ export function fill(input) {
 
 const ROLL_SEEDS = 1_000_000; // six digits are easy to say and to send
 
-/** Return a seed that nobody asked for. */
+/** Return a random seed. */
 export const dice = () => Math.floor(Math.random() * ROLL_SEEDS);
 
 /** Return the seed that a field holds, or undefined where it holds none. */

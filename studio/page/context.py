@@ -246,7 +246,7 @@ def busy_on(component: Any) -> dict[str, Any]:
 
 
 def dice() -> int:
-    """Return a seed that nobody asked for."""
+    """Return a random seed."""
     return random.randrange(ROLL_SEEDS)
 
 

@@ -279,7 +279,7 @@ class MeetTab:
         return {"psi": slide(psi), "fine": fine}
 
     def roll_one(self, address: Any, psi: Any, fine: Any, hold: Any = False) -> tuple:
-        """Show a face that nobody asked for, with the sliders as they stand where held."""
+        """Show a random face, with the sliders as they stand where held."""
         edits = self.context.read(address).edits if hold else ()
         return self.all(Recipe(dice(), **self.truncation(psi, fine), edits=edits))
 

@@ -175,7 +175,7 @@ class MixTab:
         return self.lay(request, a.plain(b), a.seed)
 
     def roll_both(self, request: gr.Request) -> tuple[Any, ...]:
-        """Cross two faces that nobody asked for."""
+        """Cross two random faces."""
         return self.lay(request, Recipe(dice()), dice())
 
     def start(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:

@@ -180,7 +180,7 @@ class MorphTab:
         return self.extend(request, text, [self.context.read(address)])
 
     def add_any(self, request: gr.Request, text: Any) -> tuple[Any, ...]:
-        """Add a face that nobody asked for."""
+        """Add a random face."""
         return self.extend(request, text, [Recipe(dice())])
 
     def clear_all(self) -> tuple[Any, ...]:

@@ -261,7 +261,7 @@ class WallTab:
         yield from self.hang(request, replace(place, first=min(first, SEED_MAX)))
 
     def jump_far(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
-        """Hang a page that nobody asked for."""
+        """Hang a random page."""
         place = Place.parse(text)
         yield from self.hang(request, replace(place, first=dice() // place.page * place.page))
 
