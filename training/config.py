@@ -140,8 +140,8 @@ class TrainConfig:
     )
     compile: str = setting(
         "auto",
-        "torch.compile for the networks: auto: on a GPU; reduce-overhead: with CUDA graphs, which "
-        "not tried here yet",
+        "torch.compile for the networks: auto: on a GPU; reduce-overhead: with CUDA graphs, "
+        "not run on a GPU yet",
         ("auto", "no", "yes", "reduce-overhead"),
         bare="yes",
     )
