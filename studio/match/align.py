@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model import Generator
 
-CLEARLY = 0.2  # of correlation: a box that wins by less is not worth leaving the whole for
+CLEARLY = 0.22  # of correlation: a box that wins by less is not worth leaving the whole for
 RIM = 0.08  # weight of a picture's corners, against its middle, where a face is looked for
 SMALL = 16  # px, of the pictures that are compared
 
