@@ -4,8 +4,9 @@
     python -m fitting.encode --out runs/encoder --data FOLDER_OR_ZIP    # for the bundled generator
     python -m fitting.encode --out runs/mine --model runs/mine/generator --data FOLDER_OR_ZIP
 
-The same command resumes where it was stopped. It ends with OUT/encoder, which stands beside a
-generator's folder: `assets/encoder`, `runs/mine/encoder`, or `encoder/` of a Hub repository.
+The same command resumes where it was stopped, from OUT/encoder-training. It ends with
+OUT/encoder, which stands beside a generator's folder: `assets/encoder`, `runs/mine/encoder`, or
+`encoder/` of a Hub repository.
 
 1. The encoder starts from the bundled reader of tags and a linear map to the known latents of drawn
    faces (--faces), half of them with styles of two seeds.
@@ -330,7 +331,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of checkpoints")
+    add("--out", type=Path, required=True, metavar="DIR", help="such as a run's folder")
     add("--model", type=Path, default=ASSETS / "generator",
         help="generator's folder (default: bundled)")  # fmt: skip
     add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
@@ -365,9 +366,10 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     names = ("faces", "kimg", "batch_size", "lr", "bf16", "seed")
     values = {name: getattr(options, name) for name in names}
     settings = Settings(digest_of(options.model), faces.key if faces else "", **values)
-    begin(options.out, settings)
+    work = options.out / "encoder-training"  # a run's folder has checkpoints of its own
+    begin(work, settings)
     images = faces.images[:-HELD_OUT] if faces else None
-    course = Encoding(settings, G, images, options.out / "checkpoints")
+    course = Encoding(settings, G, images, work / "checkpoints")
     course.run()
     folder = options.out / "encoder"
     store(course.E, folder)

@@ -5,8 +5,9 @@
     python -m fitting.enlarge --out runs/enlarger --data FOLDER_OR_ZIP  # and from pictures
     python -m fitting.enlarge --out runs/mine --model runs/mine/generator
 
-The same command resumes where it was stopped. It ends with OUT/enlarger, which stands beside a
-generator's folder: `assets/enlarger`, `runs/mine/enlarger`, or `enlarger/` of a Hub repository.
+The same command resumes where it was stopped, from OUT/enlarger-training. It ends with
+OUT/enlarger, which stands beside a generator's folder: `assets/enlarger`, `runs/mine/enlarger`, or
+`enlarger/` of a Hub repository.
 
 1. Pairs: faces drawn at psi 0.5 to 1 and, with --data, one picture for every three of them, each
    enlarged by the teacher.
@@ -53,6 +54,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 SIZE = 128  # px of the small pictures
 FIRST_SEED = 3 * 2**30  # of the drawn faces; people and benchmarks start at 0
 DATA_EVERY = 4  # with --data, one pair of so many is one of its pictures
+WORK = "enlarger-training"  # below --out, of pairs and checkpoints: a run has its own
 HELD_OUT = 48  # pairs that nothing is learned from, the last ones
 CROP = 32  # px of a small crop
 GRADIENT_WEIGHT = 1.0
@@ -323,7 +325,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of pairs and checkpoints")
+    add("--out", type=Path, required=True, metavar="DIR", help="such as a run's folder")
     add("--model", type=Path, default=BUNDLED, help="generator's folder (default: bundled)")
     add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
     add("--teacher", choices=TEACHERS, default="x4plus-anime", help="(default: %(default)s)")
@@ -354,7 +356,7 @@ def read_settings(options: argparse.Namespace, generator: str) -> Settings:
     values = {name: getattr(options, name) for name in names}
     start = digest_of(options.init_from) if options.init_from else ""
     settings = Settings(generator=generator, data=bool(options.data), init_from=start, **values)
-    begin(options.out, settings)
+    begin(options.out / WORK, settings)
     return settings
 
 
@@ -379,11 +381,12 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
         raise ModelError(f"{options.model} holds no generator with a w")
     start = open_start(options)
     settings = read_settings(options, digest_of(options.model))
-    pairs = Pairs(options.out / "pairs", settings.pairs)
+    work = options.out / WORK
+    pairs = Pairs(work / "pairs", settings.pairs)
     if pairs.missing():
         data = pack(options.data, SIZE).images if options.data else None
         make_pairs(pairs, G.freeze(), data, Teacher(settings.teacher))
-    course = Enlarging(settings, pairs, options.out / "checkpoints", start)
+    course = Enlarging(settings, pairs, work / "checkpoints", start)
     course.run()
     folder = options.out / "enlarger"
     course.student.save_pretrained(folder, dtype=torch.float16)

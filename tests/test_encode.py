@@ -25,6 +25,8 @@ def test_an_encoder_learns_resumes_and_is_found_beside_its_generator(
 ):
     save_generator(tmp_path / "generator")
     monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
+    (tmp_path / "twice" / "checkpoints").mkdir(parents=True)  # of a run, which stay as they are
+    (tmp_path / "twice" / "checkpoints" / "kimg-000001.000.safetensors").write_bytes(b"run")
     monkeypatch.setattr(fitting, "HELD_OUT", 2)
     command = ["--model", str(tmp_path / "generator"), "--data", str(faces_zip), *SMALL]
     assert fitting.main([*command, "--out", str(tmp_path / "once")]) == 0

@@ -173,7 +173,7 @@ def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, mo
     command = ["--model", str(tmp_path / "generator"), "--pairs", "52", "--width", "8"]
     command += ["--layers", "1", "--batch-size", "8"]
     for name in ("once", "twice"):
-        fill(fitting.Pairs(tmp_path / name / "pairs", 52))
+        fill(fitting.Pairs(tmp_path / name / fitting.WORK / "pairs", 52))
     assert fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "once")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
     assert scores["gradient_energy"] > 0 and scores["decibels"] > 5
