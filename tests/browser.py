@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,9 +53,15 @@ def open_browser(names: Sequence[str] = SYSTEM) -> Iterator[Browser]:
 
 
 def launch(
-    chromium: BrowserType, names: Sequence[str] = SYSTEM, flags: Sequence[str] = ()
+    chromium: BrowserType,
+    names: Sequence[str] = SYSTEM,
+    flags: Sequence[str] = (),
+    low_priority: Path | None = None,
 ) -> Browser:
-    """Start a browser as `open_browser` does, with more flags; to be closed by the caller."""
+    """Start a browser as `open_browser` does, with more flags; to be closed by the caller.
+
+    With `low_priority`, a path for a script, the other tests' browsers get the cores first.
+    """
     path = None  # Playwright's choice: its shell, for pages that nobody looks at
     if not Path(chromium.executable_path).exists():
         path = next(filter(None, map(shutil.which, names)), None)
@@ -63,6 +70,11 @@ def launch(
                 "the page's tests need a browser: `playwright install chromium`, or Debian's "
                 "package chromium-headless-shell"
             )
+    if low_priority is not None and shutil.which("nice"):
+        command = shlex.quote(str(path or chromium.executable_path))
+        low_priority.write_text(f'#!/bin/sh\nexec nice -n 15 {command} "$@"\n')
+        low_priority.chmod(0o755)
+        path = str(low_priority)
     return chromium.launch(executable_path=path, args=[*FLAGS, *flags])
 
 

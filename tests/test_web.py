@@ -66,7 +66,7 @@ RUNTIME, AXE = (
 KINDS = ("psi", "fine", "mix", "sliders", "colours", "vary", "between", "w", "all", "steps")
 LAYERS = ("coarse", "middle", "fine", "4", "8", "16", "32", "64", "128")
 COUNT = 64  # recipes of each kind
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=90_000)
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
@@ -678,9 +678,12 @@ def test_it_works_offline_and_with_threads(site: str, browser: Browser, studio: 
 
 
 @pytest.fixture(scope="module")
-def webgpu(browser: Browser, site: str) -> Iterator[tuple[BrowserContext, bool]]:
+def webgpu(
+    browser: Browser, site: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[BrowserContext, bool]]:
     """Start a browser with WebGPU; return a profile, and whether there is an adapter in it."""
-    with launch(browser.browser_type, flags=WEBGPU_FLAGS) as other:
+    script = tmp_path_factory.mktemp("webgpu") / "browser"  # it takes all cores for a minute
+    with launch(browser.browser_type, flags=WEBGPU_FLAGS, low_priority=script) as other:
         context = other.new_context(service_workers="block", locale="en")
         page = context.new_page()
         page.goto(f"{site}words.json")
