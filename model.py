@@ -83,6 +83,7 @@ MAX_RESOLUTION = 1024  # px
 PATCHES = (1, 2, 4)  # px
 MAX_CHANNELS = 2048
 MAX_LATENT = 4096
+TRUNK_ENDS = (3, 5, 7, 11)  # layers of a trunk that end its maps
 MAX_ENLARGER = 400_000  # parameters
 
 
@@ -1280,6 +1281,16 @@ def make_trunk(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.ReLU())
 
 
+def trunk_maps(trunk: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """Map x `[N, 3, S, S]` to the maps of a trunk of four widths, S / 2 to S / 16 px."""
+    x, maps = x.contiguous(memory_format=torch.channels_last), []
+    for index, layer in enumerate(trunk):
+        x = layer(x)
+        if index in TRUNK_ENDS:
+            maps.append(x)
+    return maps
+
+
 class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
     """A picture → one w for each layer of one generator, whose face is like the picture.
 
@@ -1299,7 +1310,6 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
 
     SIZE = 128  # px of the pictures it looks at, whatever their own size
     MIDDLE = (slice(40, 104), slice(32, 96))  # rows and columns of the second view
-    ENDS = (3, 5, 7, 11)  # layers of a trunk that end its maps
     COLOURS = 16  # px of the picture that the head sees itself
     shift: Tensor
     scale: Tensor
@@ -1350,15 +1360,10 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Map images `[N, C, H, W]` in [-1, 1] to the maps of both trunks, 32 to 4 px."""
-        x, maps = self.prepare(images), []
+        x = self.prepare(images)
         rows, columns = self.MIDDLE
-        for net, view in ((self.whole, F.avg_pool2d(x, 2)), (self.middle, x[:, :, rows, columns])):
-            seen = view.contiguous(memory_format=torch.channels_last)
-            for index, layer in enumerate(net):
-                seen = layer(seen)
-                if index in self.ENDS:
-                    maps.append(seen)
-        return maps
+        whole = trunk_maps(self.whole, F.avg_pool2d(x, 2))
+        return whole + trunk_maps(self.middle, x[:, :, rows, columns])
 
     def features(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to what the head sees, `[N, features]`."""

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -65,6 +66,11 @@ def begin(folder: Path, settings: Any) -> None:
 def digest_of(folder: Path) -> str:
     """Return the SHA-256 of a network's weights, 64 hex digits."""
     return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Turn uint8 `[N, H, W, C]` into floats `[N, C, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Course:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitting.course import Course, FittingError, begin, digest_of
+from fitting.course import Course, FittingError, begin, digest_of, to_tensor
 from fitting.readers import TwoViewReader, open_reader
 from model import (
     Encoder,
@@ -46,7 +46,7 @@ from model import (
     quantise,
 )
 from training.checkpoint import CheckpointError, list_checkpoints
-from training.data import DataError, pack
+from training.data import Batches, DataError, Faces, pack
 from training.metrics import EfficientNetLite1, MetricsError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -102,26 +102,6 @@ def draw(G: Generator, ws: Tensor, *, bf16: bool) -> Tensor:
     """Draw faces `[N, C, H, W]` in [-1, 1], rounded to bytes as people see them."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         return quantise(G.synthesis(ws)).float() / 127.5 - 1
-
-
-class Pictures:
-    """Pictures `[N, H, W, C]` to learn from, a random order in each pass, some mirrored."""
-
-    def __init__(self, images: np.ndarray, seed: int) -> None:
-        self.images, self.seed = images, seed
-
-    def batch(self, start: int, count: int) -> Tensor:
-        """Return `[count, C, H, W]` in [-1, 1], a function of the number of pictures before."""
-        rng = np.random.RandomState([self.seed, start % 2**32])
-        rows = rng.randint(len(self.images), size=count)
-        images = to_tensor(self.images[rows])
-        mirrored = torch.from_numpy(rng.randint(2, size=count).astype(bool))
-        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """Turn uint8 `[N, H, W, C]` into floats `[N, C, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # ------------------------------------------------------------------------------------------
@@ -217,9 +197,7 @@ def fit_head(E: Encoder, G: Generator, faces: int, *, bf16: bool) -> None:
 class Encoding(Course):
     """An encoder that learns to invert a generator."""
 
-    def __init__(
-        self, settings: Settings, G: Generator, images: np.ndarray | None, folder: Path
-    ) -> None:
+    def __init__(self, settings: Settings, G: Generator, faces: Faces | None, folder: Path) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.G = settings, G
         rank = min(384, G.num_ws * G.w_dim)
@@ -227,7 +205,10 @@ class Encoding(Course):
         if not list_checkpoints(folder):
             fit_head(self.E, G, settings.faces, bf16=settings.bf16)
         super().__init__({"E": self.E}, settings, folder, betas=(0.9, 0.99), constant=0.6)
-        self.pictures = None if images is None else Pictures(images, settings.seed)
+        self.pictures = None if faces is None else Batches(
+            faces, batch_size_per_process=settings.batch_size // 2, seed=settings.seed,
+            device=torch.device("cpu"), rows=np.arange(len(faces) - HELD_OUT),
+        )  # fmt: skip
         ws = sample_latents(G, TEST_SEED, 64)
         self.variance = ws.var(0).mean()
         self.likeness = Likeness(draw(G, ws, bf16=settings.bf16))
@@ -240,7 +221,7 @@ class Encoding(Course):
         ws = sample_latents(self.G, FIRST_SEED + self.seen, n - pictures)
         images = draw(self.G, ws, bf16=self.settings.bf16)
         if self.pictures:
-            images = torch.cat([images, self.pictures.batch(self.seen, pictures)])
+            images = torch.cat([images, self.pictures.batch(self.seen // n * pictures)])
         # Batch norms keep the statistics of the tag reader: batches of two kinds have none.
         v = self.E.eval().encode(images)
         # In w: the numbers of v that hardly vary in w hardly show in a face.
@@ -368,8 +349,7 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     settings = Settings(digest_of(options.model), faces.key if faces else "", **values)
     work = options.out / "encoder-training"  # a run's folder has checkpoints of its own
     begin(work, settings)
-    images = faces.images[:-HELD_OUT] if faces else None
-    course = Encoding(settings, G, images, work / "checkpoints")
+    course = Encoding(settings, G, faces, work / "checkpoints")
     course.run()
     folder = options.out / "encoder"
     store(course.E, folder)

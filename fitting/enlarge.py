@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
-from fitting.course import Course, FittingError, begin, digest_of
+from fitting.course import Course, FittingError, begin, digest_of, to_tensor
 from fitting.teacher import LICENCE, TEACHERS, Teacher, TeacherError
 from model import (
     Enlarger,
@@ -132,11 +132,6 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path} holds {array.shape[0]} pairs, not {shape[0]}; use another --out"
         )
     return array
-
-
-def to_tensor(faces: np.ndarray) -> Tensor:
-    """Turn uint8 `[N, H, W, 3]` into floats `[N, 3, H, W]` in [-1, 1]."""
-    return torch.from_numpy(faces.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()

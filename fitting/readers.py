@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import NETWORKS, KaoganModel, ModelError, load_network, make_trunk
+from model import NETWORKS, KaoganModel, ModelError, load_network, make_trunk, trunk_maps
 from training.metrics import EfficientNetLite0
 
 SIZE = 64  # px that the judge looks at, and the builder twice: all of a picture, and its middle
@@ -134,7 +134,6 @@ class TwoViewReader(PixelReader):
 
     size = 2 * SIZE
     MIDDLE = (40, 32)  # top and left of the second view, px
-    ENDS = (3, 5, 7, 11)  # layers of a trunk that end the maps of 32, 16, 8 and 4 px
 
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
@@ -152,17 +151,10 @@ class TwoViewReader(PixelReader):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Map images `[N, C, H, W]` in [-1, 1] to the maps of both networks, 32 to 4 px."""
-        inputs, maps = self.prepare(images), []
+        inputs = self.prepare(images)
         top, left = self.MIDDLE
-        for net, x in (
-            (self.layers, F.avg_pool2d(inputs, 2)),
-            (self.middle, inputs[:, :, top : top + SIZE, left : left + SIZE]),
-        ):
-            for index, layer in enumerate(net):
-                x = layer(x)
-                if index in self.ENDS:
-                    maps.append(x)
-        return maps
+        middle = inputs[:, :, top : top + SIZE, left : left + SIZE]
+        return trunk_maps(self.layers, F.avg_pool2d(inputs, 2)) + trunk_maps(self.middle, middle)
 
     def tell(self, seen: Tensor) -> Tensor:
         """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""

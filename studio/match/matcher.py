@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -261,7 +260,7 @@ def weigh_chroma(difference: Tensor, chroma: float) -> Tensor:
     return lightness + chroma * (difference - lightness)
 
 
-def prepare(studio: Studio, *_: Any) -> Matcher:
+def prepare(studio: Studio) -> Matcher:
     """Measure what a search must know of a studio, once."""
     if studio not in _matchers:
         _matchers[studio] = Matcher(studio)
