@@ -12,8 +12,8 @@ reaches on the same device in the same precision. On a GPU a last cycle runs in 
 of the host for the device is an error.
 
 --host counts the operators that a step dispatches, and times the step where arithmetic costs next
-to nothing: the same levels with 4 channels each, batches of 4, eagerly and compiled. That is what
-a GPU waits for that is faster than its host.
+to nothing: every network at its depth with few channels, batches of 1, eagerly and compiled. That
+is what a GPU waits for that is faster than its host.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+import training.projected
+import training.run
 from benchmarks.common import clock_for, finish, interleave, machine, make_parser, table
 from benchmarks.contestants import Ours
 from benchmarks.worker import count_operations
 from training.config import TrainConfig
 from training.config import parse_arguments as parse_settings
+from training.metrics import EfficientNetLite0
 from training.precision import Precision
+from training.projected import ProjectedDiscriminator
 
 OURS = "train.py"  # the way that others are compared with
 
@@ -65,7 +69,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "not compiled": {"compile": "no"},
 }
 HOST_WAYS = ("not compiled", "compiled")
-HOST_PX = 64  # at which the projected discriminator's network, whose channels stay, looks
+
+
+class NarrowEfficientNet(EfficientNetLite0):
+    """The frozen network with an eighth of its channels and random weights."""
+
+    STAGES = tuple((*stage, width // 8) for *stage, width in EfficientNetLite0.STAGES)
+    CHANNELS = tuple(width // 8 for width in EfficientNetLite0.CHANNELS)
+
+    def _load(self) -> None:
+        """Keep the weights as they were drawn."""
+
+
+class NarrowProjectedDiscriminator(ProjectedDiscriminator):
+    """The projected discriminator with the fewest channels that it can have."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes, mixed=8, width=8)
 
 
 def names_of_ways(device: str, compiled: bool) -> list[str]:
@@ -213,9 +233,12 @@ def is_dispatched(event: Any) -> bool:
 stepper: Stepper
 
 
-def open_stepper(name: str, config: TrainConfig) -> None:
+def open_stepper(name: str, config: TrainConfig, narrow: bool) -> None:
     """Build this process's run; what it prints is not the bench's."""
     global stepper
+    if narrow:  # no setting of train.py changes these
+        vars(training.projected)["EfficientNetLite0"] = NarrowEfficientNet
+        vars(training.run)["ProjectedDiscriminator"] = NarrowProjectedDiscriminator
     with contextlib.redirect_stdout(sys.stderr):
         stepper = Stepper(name, config)
 
@@ -225,10 +248,12 @@ def ask(what: str) -> Any:
     return getattr(stepper, what)()
 
 
-def open_way(stack: ExitStack, name: str, config: TrainConfig) -> Callable[[str], Any]:
+def open_way(
+    stack: ExitStack, name: str, config: TrainConfig, narrow: bool = False
+) -> Callable[[str], Any]:
     """Return what asks a way's own process."""
     spawn = get_context("spawn")
-    process = ProcessPoolExecutor(1, spawn, open_stepper, (name, config))
+    process = ProcessPoolExecutor(1, spawn, open_stepper, (name, config, narrow))
     stack.enter_context(process)
     return lambda what: process.submit(ask, what).result()
 
@@ -260,12 +285,9 @@ def measure(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def shrink(config: TrainConfig) -> TrainConfig:
-    """Return the same networks with 4 channels on every level, and batches of 4."""
-    small = {"channel_max": 4, "g_channel_min": 4, "z_dim": 8, "w_dim": 8, "batch_size": 4}
-    small |= {"group_size": 4, "gradient_accumulation": 1}
-    if config.projected_weight and config.resolution >= HOST_PX:
-        small["projected_resolution"] = HOST_PX
-    return dataclasses.replace(config, **small)
+    """Return the same depths with 4 channels on every level, and batches of 1."""
+    small = {"channel_max": 4, "g_channel_min": 4, "z_dim": 8, "w_dim": 8, "batch_size": 1}
+    return dataclasses.replace(config, **small, group_size=1, gradient_accumulation=1)
 
 
 def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
@@ -273,7 +295,7 @@ def measure_host(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any
     rows, figures, times = [], {}, 1 if args.quick else args.repeats
     for name in HOST_WAYS[: 1 if args.quick else None]:  # compiling takes minutes of every core
         with ExitStack() as stack:
-            tell = open_way(stack, name, shrink(config))
+            tell = open_way(stack, name, shrink(config), narrow=True)
             tell("whole_cycle")
             host_ms = [tell("host_ms") for _ in range(times)]
             rows.append({"way": name, "operators": tell("operators"), "host_ms": host_ms})
@@ -294,10 +316,10 @@ def report_host(figures: dict[str, Any]) -> str:
     return (
         f"## What the host does for one step\n\n"
         f"`{' '.join(['python -m benchmarks.step --host', *figures['flags']])}`; the levels of "
-        f"{figures['px']} px with 4 channels each, batches of 4; {figures['machine']}. Operators: "
-        f"what Python and autograd dispatch, without kernels that the compiler wrote; the mean of "
-        f"a cycle of the lazy penalty. Milliseconds of one thread hold the arithmetic of a frozen "
-        f"network at {HOST_PX} px, where a projected discriminator is asked for.\n\n"
+        f"{figures['px']} px with 4 channels each, batches of 1, an eighth of the channels of the "
+        f"frozen network; {figures['machine']}. Operators: what Python and autograd dispatch, "
+        f"without kernels that the compiler wrote. Milliseconds: of the host's processor. Both are "
+        f"means of a cycle of the lazy penalty.\n\n"
         f"{table(head, lines)}"
     )
 

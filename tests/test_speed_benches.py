@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import contestants, data, growth, step, training, worker
 from benchmarks.worker import Operations, real_batches, to_pixels
 from studio.faces import Studio
+from training import projected
 from training.run import kaogan_networks
 
 
@@ -189,12 +190,17 @@ def test_a_step_is_set_against_a_convolution(
 def test_the_hosts_work_is_counted_at_the_real_depth(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, config = step.parse_arguments([*SHORT, "--projected-weight", "1", "--resolution", "64"])
-    small = step.shrink(config)
-    assert small.resolution == small.projected_resolution == 64
+    flags = [*SHORT, "--projected-weight", "1", "--resolution", "64"]
+    small = step.shrink(step.parse_arguments(flags)[1])
     G, _ = kaogan_networks(small)
-    assert len(G.blocks) == 5 and {*G.config["channels"]} == {4}
-    assert step.main([*options, *SHORT, "--host"]) == 0
+    assert small.resolution == 64 and len(G.blocks) == 5 and {*G.config["channels"]} == {4}
+    images = torch.zeros(1, 3, 64, 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projected, "EfficientNetLite0", step.NarrowEfficientNet)
+        P = step.NarrowProjectedDiscriminator(64)
+        assert P(images).shape == (1, 4)
+        assert len(P.frozen(images.device).blocks) == 16
+    assert step.main([*options, *flags, "--host"]) == 0
     figures = json.loads((tmp_path / "results" / "host.json").read_text())
     (row,) = figures["rows"]
     assert row["way"] == "not compiled" and 500 < row["operators"] < 5000

@@ -1,4 +1,4 @@
-"""A critic that looks through a frozen network, after Sauer et al. 2021 (arXiv 2111.01007).
+"""A projected discriminator: it sees features of a frozen network (Sauer et al. 2021, 2111.01007).
 
     D = ProjectedDiscriminator(resolution=64)
     logits = D(images)                      # [N, heads' places]
