@@ -500,7 +500,7 @@ def finish(run: Run, reason: str) -> None:
     run.accelerator.print(
         f"{reason}: {run.nimg / 1000:g} kimg after "
         f"{run.seconds / 60 + minutes(run):.1f} minutes; {run.folder / 'generator'} draws faces "
-        f"(python -m studio --model {run.folder / 'generator'}), --resume latest goes on."
+        f"(python -m studio --model {run.folder / 'generator'}), --resume latest resumes the run."
     )
 
 

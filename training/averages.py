@@ -4,7 +4,7 @@
     restore_averages(averages, checkpoint, networks, load)
 
 A checkpoint's first average is `G_ema`, the others are `G_ema_60` and so on; its counters tell the
-lengths. A run that goes on may ask for others: each takes up the stored one of the nearest length.
+lengths. A resumed run may ask for others: each takes up the stored one of the nearest length.
 """
 
 from __future__ import annotations

@@ -350,7 +350,7 @@ def keep_apart(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which pictures D learns from and which it never sees.
 
-    A run that goes on keeps as many apart as it did from its start: D has seen the others.
+    A resumed run keeps as many apart as it did from its start: D has seen the others.
     """
     held = wanted = count_held(len(faces), config.held_out)
     if checkpoint:

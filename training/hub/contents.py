@@ -93,7 +93,7 @@ def fit_directions(generator: Path) -> bool:
 
 
 def find_grids(folder: Path) -> dict[str, Path]:
-    """Return the newest grid, and those of the run's end unless the run went on since then."""
+    """Return the newest grid, and those of the run's end unless the run was resumed since then."""
     newest = sorted((folder / "grids").glob("kimg-*.png"))[-1:]
     found = {f"grids/{path.name}": path for path in newest}
     for path in (folder / "grid-psi1.png", folder / "grid-psi0.7.png"):

@@ -159,7 +159,7 @@ class Publisher:
                 if self._failures == 1 and not self._closing:
                     self._say(
                         f"{snapshot.message} could not be pushed to {self.repo} ({self._fault}). "
-                        f"It is all in {snapshot.folder}; training goes on, and so do the tries."
+                        f"It is all in {snapshot.folder}; training continues, and so do the tries."
                     )
 
                 def begins_to_close(was_closing: bool = self._closing) -> bool:
