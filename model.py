@@ -264,6 +264,11 @@ def load_generator(path_or_repo: str | Path, **options: Any) -> KaoganModel:
     return G
 
 
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a weights file, 64 hex digits; the first 12 name a revision."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def fetch_file(
     path_or_repo: str | Path,
     subfolder: str,

@@ -28,10 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import BenchError, finish, interleave, machine, make_parser, table
-from fitting.attributes import ASSETS
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
-from fitting.readers import SIZE, FeatureReader, open_reader, resize
+from fitting.readers import BUNDLED, SIZE, FeatureReader, open_reader, resize
 from model import keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
@@ -262,7 +261,7 @@ def open_parser(name: str, about: str, seeds: int) -> argparse.ArgumentParser:
     parser = make_parser(name, about, speed=False)
     add = parser.add_argument
     add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
-    add("--judge", type=Path, default=ASSETS / "judge", help="folder of the second reader")
+    add("--judge", type=Path, default=BUNDLED / "judge", help="folder of the second reader")
     add("--seeds", type=int, default=seeds, help="faces (default: %(default)s)")
     return parser
 

@@ -29,12 +29,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitting.readers import FeatureReader, TagReader, TwoViewReader
+from fitting.readers import BUNDLED, FeatureReader, TagReader, TwoViewReader
 from model import WEIGHTS_NAME, ModelError, keep_freed_memory
 from training.data import DataError, Faces, indices, pack
 from training.metrics import MetricsError
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets" / "attributes"
 MIN_POSITIVES = 150  # labelled pictures without which a tag is not learned
 MAX_WEIGHT = 20.0  # of a rare tag's positives, against noise in the labels
 HELD_OUT, BUILDER, JUDGE = range(3)  # parts of the data
@@ -303,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, nargs="+", help="labelled faces, with labels.csv")
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=BUNDLED, help="folder (default: %(default)s)")
     parser.add_argument("--only", choices=tuple(ROLES), help="train this one alone")
     parser.add_argument("--epochs", type=int, default=14, help="passes (default: %(default)s)")
     parser.add_argument("--start", type=Path, help="reader (folder) to train further, with --only")

@@ -9,7 +9,6 @@ Enlarging(networks, settings, folder / "checkpoints").run()
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import WEIGHTS_NAME
 from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints
@@ -61,11 +59,6 @@ def begin(folder: Path, settings: Any) -> None:
         raise FittingError(f"{folder} was begun with other settings; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-
-
-def digest_of(folder: Path) -> str:
-    """Return the SHA-256 of a network's weights, 64 hex digits."""
-    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
 def to_tensor(images: np.ndarray) -> Tensor:

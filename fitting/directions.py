@@ -22,7 +22,6 @@ The command leaves out a slider whose tag another reader, the judge, does not se
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -35,15 +34,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fitting.attributes import ASSETS
 from fitting.colours import find_regions
+from fitting.generator import BUNDLED, open_generator
 from fitting.latent import Coordinates, Probe, Samples, fit_linear, floats, solve_steps
+from fitting.readers import BUNDLED as READERS
 from fitting.readers import TagReader, open_reader
 from fitting.recolour import ColourFit, fit_colours
 from fitting.unnamed import Unnamed, find_unnamed
-from model import WEIGHTS_NAME, Generator, ModelError, keep_freed_memory, load_network
+from model import Generator, ModelError, keep_freed_memory
 
-BUNDLED = ASSETS.parent / "generator"
 FILE_NAME = "directions.safetensors"
 FORMAT = "kaogan-directions-3"
 FULL = 2.0  # slider units at the end of a slider
@@ -323,15 +322,6 @@ def fit(
     return Fitted(at, good, weak, list(find_unnamed(G, probe, at)), colours)
 
 
-def open_generator(folder: Path) -> tuple[Generator, str]:
-    """Load a generator and the SHA-256 of its weights, or raise ModelError."""
-    G = load_network(folder)
-    if not isinstance(G, Generator) or G.img_channels != 3:
-        raise ModelError(f"{folder} holds no generator of coloured faces with a w to move in")
-    digest = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
-    return G.freeze(), digest
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; a fault is one sentence and status 2."""
     parser = argparse.ArgumentParser(
@@ -341,8 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", type=Path, default=BUNDLED, help="generator's folder (default: bundled)")
-    add("--reader", type=Path, default=ASSETS / "builder", help="folder of the reader of tags")
-    add("--judge", type=Path, default=ASSETS / "judge", help="another reader, which must agree")
+    add("--reader", type=Path, default=READERS / "builder", help="folder of the reader of tags")
+    add("--judge", type=Path, default=READERS / "judge", help="another reader, which must agree")
     add("--out", type=Path, help=f"file to write (default: {FILE_NAME} beside the weights)")
     add("--samples", type=int, default=10_000, help="faces to draw (default: %(default)s)")
     add("--probe", type=int, default=64, help="faces to measure on (default: %(default)s)")
@@ -353,6 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         G, digest = open_generator(options.model)
+        if G.img_channels != 3:
+            raise ModelError(f"{options.model} draws grey faces; readers of tags see coloured ones")
         reader, judge = open_reader(options.reader), open_reader(options.judge)
         at = Coordinates.of(G)
         samples = Samples.draw(G, reader, at, options.samples)

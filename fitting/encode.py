@@ -32,8 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitting.course import Course, FittingError, begin, digest_of, to_tensor
-from fitting.readers import TwoViewReader, open_reader
+from fitting.course import Course, FittingError, begin, to_tensor
+from fitting.generator import BUNDLED, open_generator
+from fitting.readers import open_builder
 from model import (
     Encoder,
     Generator,
@@ -42,14 +43,12 @@ from model import (
     count_parameters,
     keep_freed_memory,
     latents_from_seeds,
-    load_network,
     quantise,
 )
 from training.checkpoint import CheckpointError, list_checkpoints
 from training.data import Batches, DataError, Faces, pack
 from training.metrics import EfficientNetLite1, MetricsError
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FIRST_SEED = 7 * 2**29  # of the drawn faces; people and benchmarks start at 0
 HELD_OUT = 512  # pictures that nothing is learned from, the last ones of the data
 HEAD_SEED = 13 * 2**28  # of those that the linear map is fitted to
@@ -118,9 +117,7 @@ class Likeness(nn.Module):
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self.features = EfficientNetLite1(None)
-        reader = open_reader(ASSETS / "attributes" / "builder")
-        assert isinstance(reader, TwoViewReader)
-        self.reader = reader.eval()
+        self.reader = open_builder()
         with torch.no_grad():
             self.units = [
                 [m.var((0, 2, 3)).add(1e-4 * m.var()).rsqrt()[:, None, None] for m in maps]
@@ -169,8 +166,7 @@ def fit_head(E: Encoder, G: Generator, faces: int, *, bf16: bool) -> None:
     Args:
         faces: how many are drawn.
     """
-    reader = open_reader(ASSETS / "attributes" / "builder")
-    assert isinstance(reader, TwoViewReader)
+    reader = open_builder()
     E.whole.load_state_dict(reader.layers.state_dict())
     E.middle.load_state_dict(reader.middle.state_dict())
     E.whitening.load_state_dict(Whitening.of(G).state_dict())
@@ -313,8 +309,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="such as a run's folder")
-    add("--model", type=Path, default=ASSETS / "generator",
-        help="generator's folder (default: bundled)")  # fmt: skip
+    add("--model", type=Path, default=BUNDLED, help="generator's folder (default: bundled)")
     add("--data", nargs="+", metavar="SOURCE", help="pictures too: folders, zips, globs")
     add("--kimg", type=float, default=40.0, help="thousand pictures (default: %(default)s)")
     add("--faces", type=int, default=8192,
@@ -326,27 +321,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def open_generator(folder: Path) -> Generator:
-    """Load the generator to invert, or raise ModelError."""
-    G = load_network(folder)
-    if not isinstance(G, Generator):
-        raise ModelError(f"{folder} holds no generator with a w")
-    return G.freeze()
-
-
 def teach(options: argparse.Namespace) -> Iterator[str]:
     """Teach an encoder and store it; yield what to print."""
     if options.batch_size < 4 or options.kimg <= 0 or options.lr <= 0:
         raise FittingError("--batch-size must be at least 4, --kimg and --lr above 0")
     if options.faces < 64:
         raise FittingError("--faces must be at least 64")
-    G = open_generator(options.model)
+    G, digest = open_generator(options.model)
     faces = pack(options.data, G.resolution, channels=G.img_channels) if options.data else None
     if faces is not None and len(faces) <= 2 * HELD_OUT:
         raise FittingError(f"--data must hold more than {2 * HELD_OUT} pictures")
     names = ("faces", "kimg", "batch_size", "lr", "bf16", "seed")
     values = {name: getattr(options, name) for name in names}
-    settings = Settings(digest_of(options.model), faces.key if faces else "", **values)
+    settings = Settings(digest, faces.key if faces else "", **values)
     work = options.out / "encoder-training"  # a run's folder has checkpoints of its own
     begin(work, settings)
     course = Encoding(settings, G, faces, work / "checkpoints")

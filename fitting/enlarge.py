@@ -35,22 +35,23 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
-from fitting.course import Course, FittingError, begin, digest_of, to_tensor
+from fitting.course import Course, FittingError, begin, to_tensor
+from fitting.generator import BUNDLED, open_generator
 from fitting.teacher import LICENCE, TEACHERS, Teacher, TeacherError
 from model import (
+    WEIGHTS_NAME,
     Enlarger,
     Generator,
     ModelError,
     count_parameters,
     keep_freed_memory,
     latents_from_seeds,
-    load_network,
     quantise,
+    weights_digest,
 )
 from training.checkpoint import CheckpointError
 from training.data import DataError, pack
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "generator"
 SIZE = 128  # px of the small pictures
 FIRST_SEED = 3 * 2**30  # of the drawn faces; people and benchmarks start at 0
 DATA_EVERY = 4  # with --data, one pair of so many is one of its pictures
@@ -349,7 +350,7 @@ def read_settings(options: argparse.Namespace, generator: str) -> Settings:
         raise FittingError("--adversarial-from is a share from 0 to 1")
     names = set(Settings.__dataclass_fields__) - {"generator", "data", "init_from"}
     values = {name: getattr(options, name) for name in names}
-    start = digest_of(options.init_from) if options.init_from else ""
+    start = weights_digest(options.init_from / WEIGHTS_NAME) if options.init_from else ""
     settings = Settings(generator=generator, data=bool(options.data), init_from=start, **values)
     begin(options.out / WORK, settings)
     return settings
@@ -371,16 +372,14 @@ def open_start(options: argparse.Namespace) -> Enlarger | None:
 
 def teach(options: argparse.Namespace) -> Iterator[str]:
     """Make the pairs, teach the student, store it; yield what to print."""
-    G = load_network(options.model)
-    if not isinstance(G, Generator):
-        raise ModelError(f"{options.model} holds no generator with a w")
+    G, digest = open_generator(options.model)
     start = open_start(options)
-    settings = read_settings(options, digest_of(options.model))
+    settings = read_settings(options, digest)
     work = options.out / WORK
     pairs = Pairs(work / "pairs", settings.pairs)
     if pairs.missing():
         data = pack(options.data, SIZE).images if options.data else None
-        make_pairs(pairs, G.freeze(), data, Teacher(settings.teacher))
+        make_pairs(pairs, G, data, Teacher(settings.teacher))
     course = Enlarging(settings, pairs, work / "checkpoints", start)
     course.run()
     folder = options.out / "enlarger"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model import NETWORKS, KaoganModel, ModelError, load_network, make_trunk, trunk_maps
 from training.metrics import EfficientNetLite0
 
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "attributes"  # builder, judge
 SIZE = 64  # px that the judge looks at, and the builder twice: all of a picture, and its middle
 MAX_TAGS = 1000
 TURN, SCALE, SHIFT = 0.07, 0.05, 0.05  # of the builder's pictures: radians, share, half widths
@@ -224,6 +225,13 @@ def open_reader(folder: str | Path, device: str | torch.device = "cpu") -> TagRe
     if not isinstance(reader, TagReader):
         raise ModelError(f"{folder} holds a {type(reader).__name__}, which reads no tags")
     return reader.to(device).requires_grad_(False)
+
+
+def open_builder() -> TwoViewReader:
+    """Load the bundled reader whose two trunks the encoder starts from, or raise ModelError."""
+    reader = open_reader(BUNDLED / "builder")
+    assert isinstance(reader, TwoViewReader)
+    return reader.eval()
 
 
 def shake(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ A large face is a function of the small one's pixels alone, whatever the machine
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from PIL import Image
 
-from model import WEIGHTS_NAME, Enlarger, KaoganModel, ModelError, fetch_file
+from model import WEIGHTS_NAME, Enlarger, KaoganModel, ModelError, fetch_file, weights_digest
 
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "enlarger"
 FOLDER = "enlarger"  # beside a generator's folder, or in its repository
@@ -108,5 +107,5 @@ def load_enlarging(folder_or_repo: str | Path, **where: Any) -> Enlarging:
     """Load an enlarger and name it by its weights, or raise ModelError."""
     network = Enlarger.from_pretrained(folder_or_repo, **where).freeze()
     place = (folder_or_repo, where.get("subfolder", ""), WEIGHTS_NAME, where.get("revision"))
-    digest = hashlib.sha256(fetch_file(*place, sys.maxsize).read_bytes()).hexdigest()
+    digest = weights_digest(fetch_file(*place, sys.maxsize))
     return Enlarging(network, digest[:12])

@@ -10,7 +10,6 @@ face = studio.draw_recipes([Recipe(42, edits=(Edit("smile", 1.5), Edit("hair", "
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -36,6 +35,7 @@ from model import (
     ModelError,
     fetch_file,
     load_generator,
+    weights_digest,
 )
 from studio.companions import (
     NO_DIRECTIONS,
@@ -146,7 +146,7 @@ class Studio:
         card = weights.with_name("README.md")
         is_bundled = is_folder and Path(target).resolve() == BUNDLED
         source = "the bundled weights" if is_bundled else str(target)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        digest = weights_digest(weights)
         directions, why = find_directions(target, commit, G, digest)
         return cls(
             G,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fitting import attributes
+from fitting import readers
 from fitting.attributes import (
     BUILDER,
     HELD_OUT,
@@ -153,7 +153,7 @@ def test_tags_of_a_strangers_file_are_checked(tags):
 
 def test_a_generator_is_no_reader():
     with pytest.raises(ModelError, match="reads no tags"):
-        open_reader(Path(attributes.ASSETS).parent / "generator")
+        open_reader(readers.BUNDLED.parent / "generator")
 
 
 def test_thresholds_call_as_many_positive_as_are_labelled():

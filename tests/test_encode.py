@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from courses import interrupted_after
 from edits import save_generator
 from PIL import Image
 
@@ -32,19 +33,8 @@ def test_an_encoder_learns_resumes_and_is_found_beside_its_generator(
     assert fitting.main([*command, "--out", str(tmp_path / "once")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
     assert scores["drawn_rmse"] > 0 and scores["picture_rmse"] > 0
-    whole = fitting.Encoding.step
-    steps = []
-
-    def step(encoding: fitting.Encoding) -> dict[str, float]:
-        if len(steps) == 3:
-            raise KeyboardInterrupt
-        steps.append(encoding.seen)
-        return whole(encoding)
-
-    monkeypatch.setattr(fitting.Encoding, "step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(3, fitting.Encoding):
         fitting.main([*command, "--out", str(tmp_path / "twice")])
-    monkeypatch.setattr(fitting.Encoding, "step", whole)
     assert fitting.main([*command, "--out", str(tmp_path / "twice")]) == 0
     files = [tmp_path / name / "encoder" / "model.safetensors" for name in ("once", "twice")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -63,7 +53,7 @@ def test_an_encoder_learns_resumes_and_is_found_beside_its_generator(
 
 
 def test_the_linear_map_tells_latents_of_faces_that_it_was_not_fitted_to():
-    G = fitting.open_generator(fitting.ASSETS / "generator")
+    G, _ = fitting.open_generator(fitting.BUNDLED)
     E = Encoder(G.num_ws, G.w_dim)
     fitting.fit_head(E, G, 192, bf16=False)
     ws = fitting.sample_latents(G, fitting.TEST_SEED, 32)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from courses import interrupted_after
 from edits import save_generator
 from PIL import Image
 
@@ -177,19 +178,8 @@ def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, mo
     assert fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "once")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
     assert scores["gradient_energy"] > 0 and scores["decibels"] > 5
-    stopped = fitting.Enlarging.step
-    steps = []
-
-    def step(student: fitting.Enlarging) -> dict[str, float]:
-        if len(steps) == 20:
-            raise KeyboardInterrupt
-        steps.append(student.seen)
-        return stopped(student)
-
-    monkeypatch.setattr(fitting.Enlarging, "step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(20, fitting.Enlarging):
         fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "twice")])
-    monkeypatch.setattr(fitting.Enlarging, "step", stopped)
     assert fitting.main([*command, "--kimg", "0.256", "--out", str(tmp_path / "twice")]) == 0
     weights = [
         (tmp_path / name / "enlarger" / "model.safetensors").read_bytes()

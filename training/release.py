@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import io
 import json
 import shutil
@@ -45,6 +44,7 @@ from model import (
     keep_freed_memory,
     latents_from_seeds,
     quantise,
+    weights_digest,
 )
 from training.config import BUNDLED_FACES
 from training.projected import ProjectedDiscriminator
@@ -139,7 +139,7 @@ def store(network: KaoganModel, folder: Path) -> None:
 def digest(folder: Path) -> str:
     """Return the SHA-256 of a folder's weights, 64 hex digits, or "" where there are none."""
     weights = folder / WEIGHTS_NAME
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    return weights_digest(weights) if weights.is_file() else ""
 
 
 def retire(folder: Path, earlier: Path) -> None:
@@ -222,11 +222,11 @@ def find_enlarger(options: argparse.Namespace) -> Enlarger | None:
 
 def drop_encoder(assets: Path) -> None:
     """Remove the bundled encoder where it is not of the bundled generator."""
-    folder, weights = assets / "encoder", assets / "generator" / WEIGHTS_NAME
+    folder = assets / "encoder"
     if not (folder / CONFIG_NAME).is_file():
         return
     config = json.loads((folder / CONFIG_NAME).read_text())
-    if config.get("generator") != hashlib.sha256(weights.read_bytes()).hexdigest():
+    if config.get("generator") != digest(assets / "generator"):
         shutil.rmtree(folder)
         print(f"{folder} was of other weights: make one with python -m fitting.encode")
 

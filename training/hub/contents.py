@@ -10,7 +10,6 @@ train_config.json without local paths.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from model import CONFIG_NAME, DIRECTIONS_NAME, WEIGHTS_NAME
+from model import CONFIG_NAME, DIRECTIONS_NAME, WEIGHTS_NAME, weights_digest
 from training.config import TrainConfig
 from training.hub.card import LOCAL, format_kimg, make_card, read_metrics
 from training.hub.errors import PublishError
@@ -89,7 +88,7 @@ def fit_directions(generator: Path) -> bool:
             made_for = (file.metadata() or {}).get("generator")
     except SafetensorError:
         return False
-    return made_for == hashlib.sha256((generator / WEIGHTS_NAME).read_bytes()).hexdigest()
+    return made_for == weights_digest(generator / WEIGHTS_NAME)
 
 
 def find_grids(folder: Path) -> dict[str, Path]:
