@@ -13,6 +13,7 @@ from hub_server import Hub
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from model import SEED_MAX
 from studio.faces import Studio
 from studio.pictures import PAGE_SIZE
 from studio.recipe import Edit, Mix, Recipe, Vary, recipe_from_png
@@ -50,6 +51,10 @@ def test_seed_slider_and_dice(page: Page, url: str, studio: Studio):
     wait_for_face(page, Recipe(42), studio)
     assert apart(pixels(page, FACE), large(studio, Recipe(42))) <= 2
     assert page.get_attribute(FACE, "alt") == "Seed 42"
+    page.fill("#seed input", str(SEED_MAX))
+    assert (
+        page.eval_on_selector("#seed input", "input => input.scrollWidth - input.clientWidth") <= 0
+    )
     page.fill("#seed input", "43")
     wait_for_face(page, Recipe(43), studio)
     assert apart(pixels(page, FACE), large(studio, Recipe(43))) <= 2
