@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -280,8 +280,3 @@ def api_errors() -> Iterator[None]:
 def hidden_text(name: str) -> gr.Textbox:
     """Return a text that the page's script sees and a visitor does not."""
     return gr.Textbox(visible="hidden", elem_id=name, container=False, show_label=False)
-
-
-def skips(outputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a value for each output that leaves it as it is."""
-    return (gr.skip(),) * len(outputs)
