@@ -54,12 +54,13 @@ def make_parser(name: str, about: str, *, speed: bool = True) -> argparse.Argume
     return parser
 
 
-def finish(name: str, options: argparse.Namespace, work: Callable[..., Any]) -> int:
+def finish(name: str, options: argparse.Namespace, work: Callable[..., Any], by: str = "") -> int:
     """Do a bench's work and return the command's status; a fault is one sentence and status 2.
 
     Args:
         work: takes the options; returns Markdown, which is printed and written into the section of
             `options.docs` where there is one, or Markdown and the figures to keep as NAME.json.
+        by: the bench, where its name is not the section's.
     """
     try:
         done = work(options)
@@ -70,9 +71,9 @@ def finish(name: str, options: argparse.Namespace, work: Callable[..., Any]) -> 
             (options.results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
         document = getattr(options, "docs", None)
         if document and not getattr(options, "quick", False):
-            renew_section(document, name, text)
+            renew_section(document, name, text, by)
     except (ValueError, OSError) as error:
-        print(f"benchmarks.{name}: {error}", file=sys.stderr)
+        print(f"benchmarks.{by or name}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"flags": args.flags} | take(config, args)
         return write(figures), figures
 
-    return finish("host" if args.host else "step", args, run)
+    return finish("host" if args.host else "step", args, run, by="step")
 
 
 if __name__ == "__main__":

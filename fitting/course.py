@@ -1,10 +1,10 @@
-"""A course of learning on a CPU: networks, Adam, a cosine, checkpoints; it resumes exactly.
+"""A course of learning on a CPU, which resumes exactly from its last checkpoint.
 
 class Enlarging(Course):
     def step(self) -> dict[str, float]: ...     # learn from one batch, count it in self.seen
 
-settings = begin(folder, settings)              # refuses a folder of other settings
-Enlarging(networks, settings, folder / "checkpoints").run()
+begin(folder, settings)                         # refuses a folder of other settings
+Enlarging(settings, pairs, folder / "checkpoints").run()
 """
 
 from __future__ import annotations
@@ -55,10 +55,18 @@ def begin(folder: Path, settings: Any) -> None:
         FittingError: the folder's settings.json differs.
     """
     path = folder / "settings.json"
-    if path.is_file() and json.loads(path.read_text()) != asdict(settings):
-        raise FittingError(f"{folder} was begun with other settings; use another --out")
+    if path.is_file():
+        try:
+            same = json.loads(path.read_text()) == asdict(settings)
+        except ValueError:
+            same = False
+        if not same:
+            raise FittingError(f"{folder} was begun with other settings; use another --out")
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    part.replace(path)
 
 
 def to_tensor(images: np.ndarray) -> Tensor:

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
+from urllib.parse import urlencode
 
 import anyio
 import gradio as gr
@@ -30,12 +31,12 @@ from PIL import Image
 import app
 from model import SEED_MAX, ArticleGenerator
 from studio.faces import Studio
-from studio.page.context import fault
+from studio.page.context import fault, read_place
 from studio.page.i18n import LANGUAGES, TEXTS, language, nearest
 from studio.page.mix import SHEET, cross
 from studio.page.wall import Place
 from studio.ports import check_address
-from studio.recipe import Edit, Mix, Recipe, recipe_from_png
+from studio.recipe import MAX_W_TEXT, Edit, Mix, Recipe, recipe_from_png
 from tests.visitor import apart, free_port, large
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,12 @@ def test_the_api_has_named_and_documented_calls(client: Client):
     for name, call in calls.items():
         assert "Args:" not in call["description"] or len(call["description"]) > 40, name
         assert all(p["type"]["type"] for p in call["parameters"]), name
+
+
+def test_a_film_may_name_eight_faces_of_matches():
+    latent = "A" * MAX_W_TEXT
+    place = urlencode({"faces": ";".join(f"?seed={seed}&psi=1&w={latent}" for seed in range(8))})
+    assert read_place(place)["faces"].count(latent) == 8
 
 
 @pytest.mark.parametrize(("kind", "mark"), [("mp4", b"ftyp"), ("webp", b"WEBP")])

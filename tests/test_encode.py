@@ -77,6 +77,17 @@ def test_what_cannot_be_is_one_sentence(tmp_path, capsys, changes, says):
     assert says in error and error.count("\n") == 1
 
 
+def test_settings_that_were_cut_are_refused_and_kept(tmp_path):
+    settings = fitting.Settings("", "", 1.0, 64, 4, 1e-3, False, 0)
+    course.begin(tmp_path, settings)
+    course.begin(tmp_path, settings)
+    cut = (tmp_path / "settings.json").read_text()[:20]
+    (tmp_path / "settings.json").write_text(cut)
+    with pytest.raises(course.FittingError, match="use another --out"):
+        course.begin(tmp_path, settings)
+    assert (tmp_path / "settings.json").read_text() == cut
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [

@@ -1121,3 +1121,5 @@ def test_a_runs_encoder_goes_up_and_is_found_there(hub, run_folder):
     encoder = Studio.open(REPO, fallback=False).encoder
     assert encoder is not None
     assert encoder.generator == E.generator
+    (run_folder / "generator" / "model.safetensors").write_bytes(weights + b" ")
+    assert not [name for name in snapshot(run_folder).files if name.startswith("encoder/")]

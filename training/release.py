@@ -47,6 +47,7 @@ from model import (
     weights_digest,
 )
 from training.config import BUNDLED_FACES
+from training.hub.contents import fit_encoder
 from training.projected import ProjectedDiscriminator
 
 GRID_SIDE = 10  # faces along each side of a sample grid
@@ -223,10 +224,7 @@ def find_enlarger(options: argparse.Namespace) -> Enlarger | None:
 def drop_encoder(assets: Path) -> None:
     """Remove the bundled encoder where it is not of the bundled generator."""
     folder = assets / "encoder"
-    if not (folder / CONFIG_NAME).is_file():
-        return
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    if config.get("generator") != digest(assets / "generator"):
+    if folder.is_dir() and not fit_encoder(folder, assets / "generator"):
         shutil.rmtree(folder)
         print(f"{folder} was of other weights: make one with python -m fitting.encode")
 

@@ -49,6 +49,7 @@ READ = 0.1  # weight of the encoder's maps
 
 Found = Callable[[Tensor], None]
 _matchers: WeakKeyDictionary[Studio, Matcher] = WeakKeyDictionary()
+_preparing = threading.Lock()
 
 
 class Over(Exception):
@@ -261,7 +262,8 @@ def weigh_chroma(difference: Tensor, chroma: float) -> Tensor:
 
 
 def prepare(studio: Studio) -> Matcher:
-    """Measure what a search must know of a studio, once."""
-    if studio not in _matchers:
-        _matchers[studio] = Matcher(studio)
-    return _matchers[studio]
+    """Measure what a search must know of a studio, once; other threads wait for it."""
+    with _preparing:
+        if studio not in _matchers:
+            _matchers[studio] = Matcher(studio)
+        return _matchers[studio]

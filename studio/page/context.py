@@ -22,7 +22,8 @@ from studio.recipe import DEFAULT_PSI, NUMBERS, RULES, Recipe, RecipeError, reci
 from studio.revisions import is_bundled
 
 ROLL_SEEDS = 1_000_000  # the dice stay among these: six digits are easy to say and to send
-MAX_ADDRESS = 8192
+MAX_ADDRESS = 8192  # characters of a face's address
+MAX_PLACE = 8 * MAX_ADDRESS  # of a place on a tab: a film names eight faces
 REV_SECONDS = 6.0  # that a visitor waits for other weights
 MAX_KEPT = 200  # favourites
 MAX_NAME = 60  # characters
@@ -86,7 +87,7 @@ class PageContext:
         """Show what the address names: the face, the tab, and the place on it."""
         query = dict(request.query_params or {})
         tab = query.get("tab", "meet")
-        rest = urlencode({k: v[:MAX_ADDRESS] for k, v in query.items() if k in PLACES.get(tab, ())})
+        rest = urlencode({k: v[:MAX_PLACE] for k, v in query.items() if k in PLACES.get(tab, ())})
         places = (rest if name == tab else "" for name in PLACES)
         met = self.meet(*self.find(query, request))
         return self.go(tab if tab in self.names else "meet"), *places, *met
@@ -275,6 +276,11 @@ def api_errors() -> Iterator[None]:
         yield
     except ValueError as error:  # RecipeError, MatchError
         raise gr.Error(f"{error}", print_exception=False) from None
+
+
+def read_place(text: Any) -> dict[str, str]:
+    """Return the names and values of a place on a tab, as an address writes it."""
+    return dict(parse_qsl(text[:MAX_PLACE])) if isinstance(text, str) else {}
 
 
 def hidden_text(name: str) -> gr.Textbox:

@@ -283,12 +283,16 @@ class MeetTab:
         edits = self.context.read(address).edits if hold else ()
         return self.all(Recipe(dice(), **self.truncation(psi, fine), edits=edits))
 
-    def changer(self, part: str) -> Callable[[Any], tuple]:
+    def changer(self, part: str) -> Callable[..., tuple]:
         """Return what the button for another hair, expression or colouring does."""
 
-        def change(address: Any) -> tuple:
+        def change(request: gr.Request, address: Any) -> tuple:
             context = self.context
-            return self.all(another(context.studio, context.read(address), part, dice()))
+            recipe = context.read(address)
+            try:
+                return self.all(another(context.studio, recipe, part, dice()))
+            except RecipeError as error:  # there is no room for more edits
+                return self.all(recipe, control_fault(recipe.seed, error, request))
 
         return change
 

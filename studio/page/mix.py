@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import gradio as gr
 
 from studio.page.context import (
     LIVE,
-    MAX_ADDRESS,
     QUIET,
     PageContext,
     busy_on,
     dice,
     faces_gallery,
     fault,
+    read_place,
 )
 from studio.page.i18n import label, say
 from studio.recipe import Between, Mix, Recipe, RecipeError, whole_seed
@@ -120,7 +120,7 @@ class MixTab:
 
     def parse(self, text: Any) -> tuple[Recipe, int]:
         """Read the two faces of an address; what cannot be used is any face."""
-        values = dict(parse_qsl(text[:MAX_ADDRESS])) if isinstance(text, str) else {}
+        values = read_place(text)
         return self.context.read_short(values.get("a", "")), self.context.read_short(
             values.get("b", "")
         ).seed

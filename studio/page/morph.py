@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import gradio as gr
 
 from studio.morph import Stopped, write_film
-from studio.page.context import LIVE, MAX_ADDRESS, QUIET, PageContext, dice, faces_gallery, fault
+from studio.page.context import LIVE, QUIET, PageContext, dice, faces_gallery, fault, read_place
 from studio.page.i18n import label, say
 from studio.pictures import refresh
 from studio.recipe import Recipe, RecipeError, parse_seeds
@@ -133,7 +133,7 @@ class MorphTab:
 
     def parse(self, text: Any) -> list[Recipe]:
         """Read the faces of an address."""
-        values = dict(parse_qsl(text[:MAX_ADDRESS])) if isinstance(text, str) else {}
+        values = read_place(text)
         faces = [face for face in values.get("faces", "").split(";") if face]
         return [self.context.read_short(face) for face in faces[:MOST]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -13,12 +13,12 @@ from model import SEED_MAX
 from studio.best import best_of
 from studio.page.context import (
     LIVE,
-    MAX_ADDRESS,
     QUIET,
     PageContext,
     busy_on,
     dice,
     faces_gallery,
+    read_place,
     slide,
 )
 from studio.page.i18n import label, say
@@ -66,7 +66,7 @@ class Place:
     @classmethod
     def parse(cls, text: Any) -> Place:
         """Read a place from an address; what cannot be used is as usual."""
-        values = dict(parse_qsl(text[:MAX_ADDRESS])) if isinstance(text, str) else {}
+        values = read_place(text)
         first = values.get("first", "")
         psi = to_float(values.get("wpsi"), None)
         fine = to_float(values.get("wfine"), psi)  # a wall of before had psi alone

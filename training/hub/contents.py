@@ -62,8 +62,10 @@ def take_snapshot(
     if fit_directions(folder / "generator"):
         places[DIRECTIONS_NAME] = folder / "generator" / DIRECTIONS_NAME
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        for network in ("discriminator", "projected", "enlarger", "encoder"):
+        for network in ("discriminator", "projected", "enlarger"):
             places[f"{network}/{name}"] = folder / network / name
+        if fit_encoder(folder / "encoder", folder / "generator"):
+            places[f"encoder/{name}"] = folder / "encoder" / name
     places["enlarger/README.md"] = folder / "enlarger" / "README.md"  # it names the teacher
     grids = find_grids(folder)
     places |= grids
@@ -87,6 +89,15 @@ def fit_directions(generator: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             made_for = (file.metadata() or {}).get("generator")
     except SafetensorError:
+        return False
+    return made_for == weights_digest(generator / WEIGHTS_NAME)
+
+
+def fit_encoder(encoder: Path, generator: Path) -> bool:
+    """Tell whether an encoder was made for just a generator's weights."""
+    try:
+        made_for = json.loads((encoder / CONFIG_NAME).read_text(encoding="utf-8"))["generator"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return made_for == weights_digest(generator / WEIGHTS_NAME)
 
