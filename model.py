@@ -1204,7 +1204,7 @@ class Enlarger(KaoganModel, pipeline_tag="image-to-image"):
         Grey pictures are enlarged as three equal channels, whose mean is taken.
         """
         grey = images.shape[1] == 1
-        large = self(images.expand(-1, 3, -1, -1).float() / 127.5 - 1)
+        large = self(dequantise(images.expand(-1, 3, -1, -1)))
         return quantise(large.mean(1, keepdim=True) if grey else large)
 
 
@@ -1372,8 +1372,9 @@ class Encoder(KaoganModel, pipeline_tag="image-feature-extraction"):
 
     def features(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [-1, 1] to what the head sees, `[N, features]`."""
-        maps = self.maps(images)
-        ends = [maps[3], maps[7], F.adaptive_avg_pool2d(self.prepare(images), self.COLOURS)]
+        x = self.prepare(images)
+        maps = self.maps(x)
+        ends = [maps[3], maps[7], F.adaptive_avg_pool2d(x, self.COLOURS)]
         return torch.cat([m.flatten(1) for m in ends], 1)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -1580,6 +1581,11 @@ NETWORKS: dict[str, type[KaoganModel]] = {
 def quantise(images: Tensor) -> Tensor:
     """Round images in [-1, 1] (beyond: clamped) to uint8 of the same shape, 0 … 255."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def dequantise(pixels: Tensor) -> Tensor:
+    """Turn uint8 pixels, 0 … 255, into float32 images in [-1, 1] of the same shape."""
+    return pixels.float() / 127.5 - 1
 
 
 def keep_freed_memory() -> None:

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from benchmarks.common import BenchError, finish, interleave, machine, make_parser, table
 from fitting.colours import Palette, find_regions
 from fitting.directions import COLOURED, families, family, slider_name
-from fitting.readers import BUNDLED, SIZE, FeatureReader, open_reader, resize
-from model import keep_freed_memory
+from fitting.readers import READERS, SIZE, FeatureReader, open_reader, resize
+from model import dequantise, keep_freed_memory
 from studio.directions import hex_to_lab
 from studio.faces import Studio
 from studio.recipe import DEFAULT_FINE, DEFAULT_PSI, Edit, Recipe
@@ -182,7 +182,7 @@ class Bench:
 
 def small(faces: Tensor) -> Tensor:
     """Turn uint8 `[N, H, W, 3]` into floats `[N, 3, 64, 64]` in [-1, 1]."""
-    parts = (part.permute(0, 3, 1, 2).float() / 127.5 - 1 for part in faces.split(64))
+    parts = (dequantise(part.permute(0, 3, 1, 2)) for part in faces.split(64))
     return torch.cat([resize(part, SIZE) for part in parts])
 
 
@@ -261,7 +261,7 @@ def open_parser(name: str, about: str, seeds: int) -> argparse.ArgumentParser:
     parser = make_parser(name, about, speed=False)
     add = parser.add_argument
     add("--model", help="folder or Hub repository of a generator (default: the bundled one)")
-    add("--judge", type=Path, default=BUNDLED / "judge", help="folder of the second reader")
+    add("--judge", type=Path, default=READERS / "judge", help="folder of the second reader")
     add("--seeds", type=int, default=seeds, help="faces (default: %(default)s)")
     return parser
 

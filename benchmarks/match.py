@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from benchmarks.common import machine, renew_section, table
 from fitting.colours import to_lab
-from model import keep_freed_memory, quantise
+from model import dequantise, keep_freed_memory, quantise
 from studio.faces import Studio
 from studio.latents import decode_ws, encode_ws
 from studio.match import MatchError, open_upload, prepare, search
@@ -161,7 +161,7 @@ def see(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, Tensor]:
     extractor = build_extractor(EfficientNetLite0.name, input_size=None)
     features, colours = [], []
     for picture in pictures:
-        image = torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        image = dequantise(torch.tensor(picture).permute(2, 0, 1)[None])
         features.append(extractor(image)[0].numpy())
         small = torch.nn.functional.adaptive_avg_pool2d(image.expand(-1, 3, -1, -1), COARSE)
         colours.append(to_lab(small)[0])

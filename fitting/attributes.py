@@ -29,8 +29,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fitting.readers import BUNDLED, FeatureReader, TagReader, TwoViewReader
-from model import WEIGHTS_NAME, ModelError, keep_freed_memory
+from fitting.readers import READERS, FeatureReader, TagReader, TwoViewReader
+from model import WEIGHTS_NAME, ModelError, dequantise, keep_freed_memory
 from training.data import DataError, Faces, indices, pack
 from training.metrics import MetricsError
 
@@ -75,7 +75,7 @@ def read_inputs(reader: TagReader, images: np.ndarray, rows: np.ndarray) -> Tens
     blocks = []
     for start in tqdm(range(0, len(rows), BLOCK), desc="reading", unit="block", disable=None):
         pixels = torch.from_numpy(images[rows[start : start + BLOCK]])
-        batch = pixels.to(reader.threshold.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        batch = dequantise(pixels.to(reader.threshold.device).permute(0, 3, 1, 2))
         blocks.append(reader.prepare(batch).half().cpu())
     return torch.cat(blocks)
 
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, nargs="+", help="labelled faces, with labels.csv")
-    parser.add_argument("--out", type=Path, default=BUNDLED, help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=READERS, help="folder (default: %(default)s)")
     parser.add_argument("--only", choices=tuple(ROLES), help="train this one alone")
     parser.add_argument("--epochs", type=int, default=14, help="passes (default: %(default)s)")
     parser.add_argument("--start", type=Path, help="reader (folder) to train further, with --only")

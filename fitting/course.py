@@ -1,7 +1,7 @@
 """A course of learning on a CPU, which resumes exactly from its last checkpoint.
 
 class Enlarging(Course):
-    def step(self) -> dict[str, float]: ...     # learn from one batch, count it in self.seen
+    def step(self) -> dict[str, float]: ...     # learn from one batch
 
 begin(folder, settings)                         # refuses a folder of other settings
 Enlarging(settings, pairs, folder / "checkpoints").run()
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model import dequantise
 from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 SAVE_EVERY = 300.0  # seconds between two checkpoints
@@ -71,7 +72,7 @@ def begin(folder: Path, settings: Any) -> None:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """Turn uint8 `[N, H, W, C]` into floats `[N, C, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return dequantise(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2))
 
 
 class Course:
@@ -110,7 +111,7 @@ class Course:
             self.seen = load_checkpoint(saved[-1], networks, self.optimizers)["nimg"]
 
     def step(self) -> dict[str, float]:
-        """Learn from one batch, add its size to `seen`; return losses by name."""
+        """Learn from one batch; return losses by name."""
         raise NotImplementedError
 
     def set_lr(self) -> None:
@@ -138,7 +139,9 @@ class Course:
         )
         saved = time.monotonic()
         while self.seen < self.total:
+            self.set_lr()
             losses = self.step()
+            self.seen += self.learning.batch_size
             bar.update(self.learning.batch_size)
             bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
             if time.monotonic() - saved > SAVE_EVERY:

@@ -36,12 +36,11 @@ from tqdm import tqdm
 
 from fitting.colours import find_regions
 from fitting.generator import BUNDLED, open_generator
-from fitting.latent import Coordinates, Probe, Samples, fit_linear, floats, solve_steps
-from fitting.readers import BUNDLED as READERS
-from fitting.readers import TagReader, open_reader
+from fitting.latent import Coordinates, Probe, Samples, fit_linear, solve_steps
+from fitting.readers import READERS, TagReader, open_reader
 from fitting.recolour import ColourFit, fit_colours
 from fitting.unnamed import Unnamed, find_unnamed
-from model import Generator, ModelError, keep_freed_memory
+from model import Generator, ModelError, dequantise, keep_freed_memory
 
 FILE_NAME = "directions.safetensors"
 FORMAT = "kaogan-directions-3"
@@ -314,7 +313,7 @@ def fit(
         slider.fault = find_fault(slider, at, judged)
     shown = samples.images[:REGION_FACES]
     named = {part: kin[part] for part in COLOURED if part in kin}
-    palette = find_regions(floats(shown), samples.logits[:REGION_FACES], named)
+    palette = find_regions(dequantise(shown), samples.logits[:REGION_FACES], named)
     rest = {part: weight[[k for k in range(len(weight)) if k not in named[part]]] for part in named}
     colours = fit_colours(probe, at, samples, palette, rest)
     good = [slider for slider in sliders if not slider.fault]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from model import (
     ModelError,
     Whitening,
     count_parameters,
+    dequantise,
     keep_freed_memory,
     latents_from_seeds,
     quantise,
@@ -100,7 +101,7 @@ def sample_latents(G: Generator, start: int, count: int) -> Tensor:
 def draw(G: Generator, ws: Tensor, *, bf16: bool) -> Tensor:
     """Draw faces `[N, C, H, W]` in [-1, 1], rounded to bytes as people see them."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return quantise(G.synthesis(ws)).float() / 127.5 - 1
+        return dequantise(quantise(G.synthesis(ws)))
 
 
 # ------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def fit_head(E: Encoder, G: Generator, faces: int, *, bf16: bool) -> None:
     The trunks are those of the bundled reader of tags, which see hair, eyes and mouth already.
 
     Args:
-        faces: how many are drawn.
+        faces: how many are drawn, rounded up to whole batches of 32.
     """
     reader = open_builder()
     E.whole.load_state_dict(reader.layers.state_dict())
@@ -211,7 +212,6 @@ class Encoding(Course):
 
     def step(self) -> dict[str, float]:
         """Learn from one batch; return losses by name."""
-        self.set_lr()
         n = self.settings.batch_size
         pictures = n // 2 if self.pictures else 0
         ws = sample_latents(self.G, FIRST_SEED + self.seen, n - pictures)
@@ -222,18 +222,17 @@ class Encoding(Course):
         v = self.E.eval().encode(images)
         # In w: the numbers of v that hardly vary in w hardly show in a face.
         missed = (self.E.whitening.to_w(v[: len(ws)]) - ws).square().mean() / self.variance
-        losses = {"latents": LATENTS * missed, **self.compare(v, images)}
+        losses = {"latents": LATENTS * missed, "likeness": self.compare(v, images)}
         if pictures:
             losses |= pulls(v[-pictures:])
         self.descend("E_opt", torch.stack(list(losses.values())).sum())
-        self.seen += n
         return {name: round(loss.item(), 4) for name, loss in losses.items()}
 
-    def compare(self, v: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def compare(self, v: Tensor, images: Tensor) -> Tensor:
         """Draw what was encoded and compare it with the pictures."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
             drawn = self.G.synthesis(self.E.whitening.to_w(v))
-        return {"likeness": self.likeness(drawn.float(), images)}
+        return self.likeness(drawn.float(), images)
 
 
 def pulls(v: Tensor) -> dict[str, Tensor]:
@@ -321,8 +320,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def teach(options: argparse.Namespace) -> Iterator[str]:
-    """Teach an encoder and store it; yield what to print."""
+def teach(options: argparse.Namespace) -> str:
+    """Teach an encoder and store it; return what to print."""
     if options.batch_size < 4 or options.kimg <= 0 or options.lr <= 0:
         raise FittingError("--batch-size must be at least 4, --kimg and --lr above 0")
     if options.faces < 64:
@@ -344,7 +343,7 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     scores = score(G, E, faces.images[-HELD_OUT:] if faces else None)
     card = make_card(settings, scores, count_parameters(E))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    yield f"{folder}: {json.dumps(scores)}"
+    return f"{folder}: {json.dumps(scores)}"
 
 
 def store(E: Encoder, folder: Path) -> None:
@@ -360,8 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     faults = (FittingError, ModelError, DataError, MetricsError, CheckpointError, OSError)
     try:
-        for line in teach(options):
-            print(line)
+        print(teach(options))
     except faults as error:
         print(f"encode: {error}", file=sys.stderr)
         return 2

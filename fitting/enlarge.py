@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,7 +215,6 @@ class Enlarging(Course):
         """Learn from one batch of crops; return losses by name."""
         settings = self.settings
         low, high = self.pairs.crops(settings.batch_size, HELD_OUT, settings.seed, self.seen)
-        self.set_lr()
         found = self.student(low)
         loss = difference(found, high)
         losses = {"difference": loss.item()}
@@ -223,7 +222,6 @@ class Enlarging(Course):
             losses["D"] = self.step_discriminator(low, high, found.detach())
             loss = loss - settings.adversarial * self.D(low, found).mean()
         self.descend("student_opt", loss)
-        self.seen += settings.batch_size
         return losses
 
     def step_discriminator(self, low: Tensor, high: Tensor, found: Tensor) -> float:
@@ -370,8 +368,8 @@ def open_start(options: argparse.Namespace) -> Enlarger | None:
     return start
 
 
-def teach(options: argparse.Namespace) -> Iterator[str]:
-    """Make the pairs, teach the student, store it; yield what to print."""
+def teach(options: argparse.Namespace) -> str:
+    """Make the pairs, teach the student, store it; return what to print."""
     G, digest = open_generator(options.model)
     start = open_start(options)
     settings = read_settings(options, digest)
@@ -387,7 +385,7 @@ def teach(options: argparse.Namespace) -> Iterator[str]:
     scores = score(Enlarger.from_pretrained(folder).freeze(), pairs)
     card = make_card(settings, scores, count_parameters(course.student))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    yield f"{folder}: {json.dumps(scores)}"
+    return f"{folder}: {json.dumps(scores)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -395,8 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     keep_freed_memory()
     try:
-        for line in teach(options):
-            print(line)
+        print(teach(options))
     except (FittingError, TeacherError, ModelError, DataError, CheckpointError, OSError) as error:
         print(f"enlarge: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fitting.readers import SIZE, TagReader, resize
-from model import Generator, latents_from_seeds, quantise
+from model import Generator, dequantise, latents_from_seeds, quantise
 
 FIRST_SEED = 2**31  # of the faces that are fitted to; people and benchmarks start at 0
 BATCH = 32  # faces drawn at once
@@ -124,7 +124,7 @@ def sample_ws(G: Generator, start: int, count: int) -> Tensor:
 @torch.inference_mode()
 def draw(G: Generator, ws: Tensor, size: int) -> Tensor:
     """Draw faces `[N, 3, size, size]` in [-1, 1], rounded to bytes as people see them."""
-    batches = (floats(quantise(G.synthesis(part))) for part in ws.split(BATCH))
+    batches = (dequantise(quantise(G.synthesis(part))) for part in ws.split(BATCH))
     return torch.cat([resize(batch, size) for batch in batches])
 
 
@@ -155,11 +155,6 @@ class Samples:
             logits.append(read(reader, faces))
             images.append(quantise(resize(faces, SIZE)))
         return cls(torch.cat(u), torch.cat(logits), torch.cat(images))
-
-
-def floats(images: Tensor) -> Tensor:
-    """Turn uint8 images into floats in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def fit_linear(u: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

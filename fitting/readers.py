@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import NETWORKS, KaoganModel, ModelError, load_network, make_trunk, trunk_maps
+from model import NETWORKS, Encoder, KaoganModel, ModelError, load_network, make_trunk, trunk_maps
 from training.metrics import EfficientNetLite0
 
-BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "attributes"  # builder, judge
+READERS = Path(__file__).resolve().parent.parent / "assets" / "attributes"  # builder, judge
 SIZE = 64  # px that the judge looks at, and the builder twice: all of a picture, and its middle
 MAX_TAGS = 1000
 TURN, SCALE, SHIFT = 0.07, 0.05, 0.05  # of the builder's pictures: radians, share, half widths
@@ -134,7 +134,6 @@ class TwoViewReader(PixelReader):
     """
 
     size = 2 * SIZE
-    MIDDLE = (40, 32)  # top and left of the second view, px
 
     def __init__(self, tags: Sequence[str] = ("smile",)) -> None:
         super().__init__(tags)
@@ -144,18 +143,18 @@ class TwoViewReader(PixelReader):
 
     def look(self, inputs: Tensor) -> Tensor:
         """Map `[N, 3, 128, 128]` to the last maps `[N, 192, 4, 4]` of both networks."""
-        top, left = self.MIDDLE
-        whole, middle = F.avg_pool2d(inputs, 2), inputs[:, :, top : top + SIZE, left : left + SIZE]
-        views = zip((self.layers, self.middle), (whole, middle), strict=True)
-        maps = [net(x.contiguous(memory_format=torch.channels_last)) for net, x in views]
-        return torch.cat(maps, 1)
+        return torch.cat([maps[-1] for maps in self.maps_of(inputs)], 1)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Map images `[N, C, H, W]` in [-1, 1] to the maps of both networks, 32 to 4 px."""
-        inputs = self.prepare(images)
-        top, left = self.MIDDLE
-        middle = inputs[:, :, top : top + SIZE, left : left + SIZE]
-        return trunk_maps(self.layers, F.avg_pool2d(inputs, 2)) + trunk_maps(self.middle, middle)
+        whole, middle = self.maps_of(self.prepare(images))
+        return whole + middle
+
+    def maps_of(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Map `[N, 3, 128, 128]` to the maps of each network."""
+        rows, columns = Encoder.MIDDLE  # which starts from these networks
+        whole, middle = F.avg_pool2d(inputs, 2), inputs[:, :, rows, columns]
+        return trunk_maps(self.layers, whole), trunk_maps(self.middle, middle)
 
     def tell(self, seen: Tensor) -> Tensor:
         """Map what `look` returned to logits `[N, L]`, thresholds not yet taken off."""
@@ -213,10 +212,10 @@ class FeatureReader(TagReader):
 
 
 # So that config.json may name them, whoever loads it.
-READERS: dict[str, type[TagReader]] = {
+KINDS: dict[str, type[TagReader]] = {
     kind.__name__: kind for kind in (PixelReader, TwoViewReader, FeatureReader)
 }
-NETWORKS.update(READERS)
+NETWORKS.update(KINDS)
 
 
 def open_reader(folder: str | Path, device: str | torch.device = "cpu") -> TagReader:
@@ -224,14 +223,14 @@ def open_reader(folder: str | Path, device: str | torch.device = "cpu") -> TagRe
     reader = load_network(folder)
     if not isinstance(reader, TagReader):
         raise ModelError(f"{folder} holds a {type(reader).__name__}, which reads no tags")
-    return reader.to(device).requires_grad_(False)
+    return reader.to(device).freeze()
 
 
 def open_builder() -> TwoViewReader:
     """Load the bundled reader whose two trunks the encoder starts from, or raise ModelError."""
-    reader = open_reader(BUNDLED / "builder")
+    reader = open_reader(READERS / "builder")
     assert isinstance(reader, TwoViewReader)
-    return reader.eval()
+    return reader
 
 
 def shake(x: Tensor) -> Tensor:

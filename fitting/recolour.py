@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fitting.colours import Palette
-from fitting.latent import Coordinates, Probe, Samples, draw, fit_linear, floats, solve_steps
+from fitting.latent import Coordinates, Probe, Samples, draw, fit_linear, solve_steps
 from fitting.readers import SIZE
+from model import dequantise
 
 GROUP_SETS = (("fine",), ("middle", "fine"))  # layers that may colour a part
 OTHER_PART = 4.0  # weight of the other part's colour among what should stay
@@ -46,7 +47,7 @@ def fit_colours(
     Args:
         rest: linear maps `[O, D]` of what should stay when the part is coloured.
     """
-    colours = palette.measure(floats(samples.images))
+    colours = palette.measure(dequantise(samples.images))
     maps = {part: fit_linear(samples.u, colour)[0] for part, colour in colours.items()}
     fits = {}
     for part, rows in maps.items():

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from model import dequantise
 from studio.faces import Studio
 from studio.recipe import Recipe
 
@@ -26,6 +27,6 @@ def best_of(studio: Studio, recipes: Sequence[Recipe], n: int) -> list[Recipe]:
     faces = torch.from_numpy(studio.draw_recipes(recipes)).permute(0, 3, 1, 2)
     kept = []
     for start in range(0, len(recipes), n):
-        group = faces[start : start + n].float() / 127.5 - 1
+        group = dequantise(faces[start : start + n])
         kept.append(recipes[start + int(studio.drawing.run(partial(studio.D.most_real, group, n)))])
     return kept

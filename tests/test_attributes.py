@@ -153,7 +153,7 @@ def test_tags_of_a_strangers_file_are_checked(tags):
 
 def test_a_generator_is_no_reader():
     with pytest.raises(ModelError, match="reads no tags"):
-        open_reader(readers.BUNDLED.parent / "generator")
+        open_reader(readers.READERS.parent / "generator")
 
 
 def test_thresholds_call_as_many_positive_as_are_labelled():

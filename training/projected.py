@@ -1,12 +1,12 @@
-"""A projected discriminator: it sees features of a frozen network (Sauer et al. 2021, 2111.01007).
+"""A projected discriminator: it sees features of a frozen network (Sauer et al. 2021).
 
     D = ProjectedDiscriminator(resolution=64)
     logits = D(images)                      # [N, heads' places]
 
-EfficientNet-Lite0 turns a picture into maps at four strides; fixed random convolutions mix their
-channels, and then neighbouring strides; one small head judges each of the four. Only the heads
-learn. It needs the package of the metrics' features, so it is no part of model.py, and figures of
-"efficientnet-lite0" flatter what it taught.
+After arXiv 2111.01007: EfficientNet-Lite0 turns a picture into maps at four strides. Fixed random
+convolutions mix their channels, and then neighbouring strides. One small head judges each of the
+four; only the heads learn. It needs the package of the metrics' features, so it is no part of
+model.py, and a generator that it trained scores too well by "efficientnet-lite0".
 """
 
 from __future__ import annotations

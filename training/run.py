@@ -491,8 +491,7 @@ def log_start(run: Run) -> None:
     if config.data == (str(BUNDLED_FACES),):
         say("Training on the bundled faces, which are few; point --data at a folder of your own.")
     skipped = sum(run.faces.skipped.values())
-    rows = run.held_out.held.rows if run.held_out else None
-    held = 0 if rows is None else len(rows)
+    held = len(run.held_out.held.rows) if run.held_out else 0
     say(
         f"{len(run.faces):,} pictures at {config.resolution} px"
         + (f", {held} of them kept apart" if held else "")

@@ -56,8 +56,7 @@ def save(run: Run) -> None:
     require_finite(run, [f"a weight of {name}" for name, good in sound.items() if not good])
     if run.accelerator.is_main_process:
         seconds = run.seconds + minutes(run) * 60
-        rows = run.held_out.held.rows if run.held_out else None
-        held = 0 if rows is None else len(rows)
+        held = len(run.held_out.held.rows) if run.held_out else 0
         state: dict[str, Any]
         state = {"nimg": run.nimg, "seconds": seconds, "data": run.faces.key, "held_out": held}
         state |= {"ema_kimg": lengths_text(run.config.ema_kimg), "published": run.published}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from model import Generator
+from model import Generator, dequantise
 
 CLEARLY = 0.22  # of correlation: a box that wins by less is not worth leaving the whole for
 RIM = 0.08  # weight of a picture's corners, against its middle, where a face is looked for
@@ -46,7 +46,7 @@ class Box:
 def cut_all(G: Generator, image: Image.Image, boxes: list[Box]) -> Tensor:
     """Return squares of a picture as `[N, C, H, W]` in [-1, 1]."""
     pixels = np.stack([box.cut(image, G.resolution, G.img_channels) for box in boxes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return dequantise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 def whole_boxes(image: Image.Image) -> list[Box]:

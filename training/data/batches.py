@@ -98,7 +98,7 @@ class Batches:
                 f"{batch_size_per_process=} must be ≥ 1 and 0 ≤ {rank=} < {world_size=}"
             )
         self.faces = faces
-        self.rows = rows
+        self.rows = np.arange(len(faces)) if rows is None else rows
         self.batch_size = batch_size_per_process
         self.seed = seed
         self.xflip = xflip
@@ -120,11 +120,11 @@ class Batches:
         index, flip = indices(
             position + self.rank * self.batch_size,
             self.batch_size,
-            size=len(self.faces) if self.rows is None else len(self.rows),
+            size=len(self.rows),
             seed=self.seed,
             xflip=self.xflip,
         )
-        index = index if self.rows is None else self.rows[index]
+        index = self.rows[index]
         mirrored = self._send(torch.from_numpy(flip))
         if self.resident is not None:
             pixels = self.resident.index_select(0, self._send(torch.from_numpy(index)))

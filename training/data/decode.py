@@ -27,10 +27,10 @@ from training.data.sources import (
 MAX_BYTES = 64 * 2**20  # of one encoded picture
 MAX_PIXELS = 64_000_000  # of one decoded picture, read from its header before decoding
 MAX_SCANS = 100  # of one JPEG; a progressive one has about ten, and each costs a whole pass
-MAX_REMARKS = 2000  # of one GIF; Pillow joins them in quadratic time …
+MAX_REMARKS = 2000  # comment blocks of one GIF; Pillow joins them in quadratic time …
 MAX_GIF_BYTES = 4 * 2**20  # … so it sees no more than this, enough for the first frame
 BAND_PIXELS = 2**22  # flattened at a time, so that copies of a large picture are never whole
-# The same by their first bytes, where such a file is named like a picture that is read.
+# Formats of sources.UNREAD by their first bytes, for files named like a picture that is read.
 FOREIGN = (
     (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
     (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIC"),

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """The data cannot be used; the sentence names the fault and the mend."""
+    """The data cannot be used; the sentence says what is wrong and how to mend it."""

@@ -26,7 +26,7 @@ import numpy as np
 from training.data.errors import DataError
 from training.data.labels import read_labels
 from training.data.sources import FORMATS, Entry, find_entries
-from training.data.workers import _compact, fill
+from training.data.workers import compact, fill
 
 VERSION = 1  # of the pack's layout and pixels: raise it and every pack is made anew
 STALE_SECONDS = 24 * 3600  # an untouched unfinished pack of another machine is dead after this
@@ -184,7 +184,7 @@ def _write(
                 f"none of the {len(pictures)} pictures can be used (the first, "
                 f"{pictures[slot].name}: {reason}): give whole {', '.join(FORMATS)} files"
             )
-        _compact(temporary / "images.bin", int(np.prod(shape)), len(pictures), failures)
+        compact(temporary / "images.bin", int(np.prod(shape)), len(pictures), failures)
         good = np.setdiff1d(np.arange(len(pictures)), list(failures))
         if labels.values is not None:
             np.save(temporary / "labels.npy", labels.values[good])

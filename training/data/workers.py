@@ -111,7 +111,7 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _compact(path: Path, row: int, total: int, failures: Iterable[int]) -> None:
+def compact(path: Path, row: int, total: int, failures: Iterable[int]) -> None:
     """Close the gaps of the skipped slots, one row in memory at a time."""
     holes = set(failures)
     if not holes:

@@ -103,6 +103,8 @@ class EfficientNetLite0(Extractor):
                 step = stride if index == 0 else 1
                 self.blocks.append(_InvertedResidual(channels, width, expand, kernel, step))
                 channels = width
+        ends = zip(accumulate(self.REPEATS), self.STAGES, strict=True)
+        self.ends = tuple(end - 1 for end, (*_, width) in ends if width in self.CHANNELS)
         self.conv_head = _SameConv2d(channels, self.dim, 1, bias=False)
         self.bn1 = _norm(self.dim)
         self._load()
@@ -119,12 +121,10 @@ class EfficientNetLite0(Extractor):
         x = self.prepare(images).contiguous(memory_format=torch.channels_last)
         x = x * (127.5 / 128) + 0.5 / 128  # trained on (byte - 127) / 128
         x = F.relu6(self.bn0(self.conv_stem(x)))
-        stages = zip(accumulate(self.REPEATS), self.STAGES, strict=True)
-        ends = {end - 1 for end, (*_, width) in stages if width in self.CHANNELS}
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in ends:
+            if index in self.ends:
                 maps.append(x)
         return maps
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import quantise
+from model import dequantise, quantise
 from training.metrics.errors import MetricsError
 from training.metrics.extractor import Extractor
 
@@ -67,7 +67,7 @@ def compute_features(images: Iterable[Tensor], extractor: Extractor) -> np.ndarr
             else:
                 check_finite(batch, "an image")
                 batch = quantise(batch)
-            features = extractor(batch.float() / 127.5 - 1)
+            features = extractor(dequantise(batch))
             check_finite(features, f"{extractor.name} features")
             rows.append(features.float().cpu().numpy())
     count = sum(len(row) for row in rows)
