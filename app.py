@@ -80,9 +80,9 @@ def build(studio: Studio) -> tuple[gr.Blocks, PageContext]:
         context = PageContext(studio)
         lay_out_head(studio)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as context.tabs:
-            rooms, items = lay_out_tabs(context)
-        Api(context, rooms["morph"])
-        wire(demo, context, rooms, items)
+            tabs, items = lay_out_tabs(context)
+        Api(context, tabs["morph"])
+        wire(demo, context, tabs, items)
     demo.default_config = SharedConfig(demo)
     return demo, context
 
@@ -102,30 +102,30 @@ def lay_out_head(studio: Studio) -> None:
 
 def lay_out_tabs(context: PageContext) -> tuple[dict[str, Any], dict[str, gr.Tab]]:
     """Place all tabs; return what is on them and their buttons, both by name."""
-    rooms, items = {}, {}
-    for name, room in TABS.items():
+    tabs, items = {}, {}
+    for name, kind in TABS.items():
         if name in NEED_W and not context.studio.G.num_ws:
             continue
         with gr.Tab(label(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as items[name]:
-            rooms[name] = room(context)
-    context.names = tuple(rooms)
-    return rooms, items
+            tabs[name] = kind(context)
+    context.names = tuple(tabs)
+    return tabs, items
 
 
 def wire(
-    demo: gr.Blocks, context: PageContext, rooms: dict[str, Any], items: dict[str, gr.Tab]
+    demo: gr.Blocks, context: PageContext, tabs: dict[str, Any], items: dict[str, gr.Tab]
 ) -> None:
     """Connect the tabs with each other and the page with its address."""
-    meet = rooms["meet"]
+    meet = tabs["meet"]
     for name, item in items.items():
         item.select(None, None, None, js=OPEN_TAB.format(tab=name), **QUIET)
     meet.wire()
-    rooms["wall"].wire(meet.like, items["wall"])
-    rooms["morph"].wire(meet.morph, items["morph"])
+    tabs["wall"].wire(meet.like, items["wall"])
+    tabs["morph"].wire(meet.morph, items["morph"])
     if context.studio.G.num_ws:
-        rooms["mix"].wire(meet.mix, items["mix"])
-        rooms["match"].wire()
-    rooms["keep"].wire(meet.heart, meet.note, items["keep"])
+        tabs["mix"].wire(meet.mix, items["mix"])
+        tabs["match"].wire()
+    tabs["keep"].wire(meet.heart, meet.note, items["keep"])
     demo.load(context.open, None, [context.tabs, *context.places, *context.meet_outputs], **QUIET)
 
 

@@ -31,10 +31,10 @@ from PIL import Image
 import app
 from model import SEED_MAX, ArticleGenerator
 from studio.faces import Studio
-from studio.page.context import fault, read_place
+from studio.page.context import PageContext, fault, read_place
 from studio.page.i18n import LANGUAGES, TEXTS, language, nearest
 from studio.page.mix import SHEET, cross
-from studio.page.wall import Place
+from studio.page.wall import Place, WallTab
 from studio.ports import check_address
 from studio.recipe import MAX_W_TEXT, Edit, Mix, Recipe, recipe_from_png
 from tests.visitor import apart, free_port, large
@@ -267,6 +267,16 @@ def test_places_on_the_wall_round_trip():
         assert Place.parse(place.text()) == place
     for text in (None, "", "first=-1", "first=99999999999", "wpsi=nan&radius=nan", "first=²"):
         assert Place.parse(text) == Place(), text
+
+
+def test_who_chooses_a_face_of_a_wall_that_is_still_drawn_is_not_called_back(studio: Studio):
+    with gr.Blocks():
+        context = PageContext(studio)
+        with gr.Tabs() as context.tabs:
+            wall = WallTab(context)
+    turns = [values[0] for values in wall.more_like(None, "?seed=42", "")]  # type: ignore[arg-type]
+    assert turns[0].selected == "wall"
+    assert len(turns) == 4 and turns[1:] == [gr.skip()] * 3
 
 
 def test_opposite_crossings_complete_each_other():

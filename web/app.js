@@ -65,7 +65,7 @@ function start({ directions, ready }) {
   page.meet = new Meet(page);
   page.wall = new Wall(page);
   page.mix = new Mix(page);
-  page.rooms = { meet: page.meet, wall: page.wall, mix: page.mix, keep: page.kept };
+  page.tabs = { meet: page.meet, wall: page.wall, mix: page.mix, keep: page.kept };
   page.wireTabs();
   for (const fieldset of document.querySelectorAll("fieldset")) {
     fieldset.disabled = false;

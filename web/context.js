@@ -22,7 +22,7 @@ export class PageContext {
    */
   constructor(facts, directions, artist, words) {
     Object.assign(this, { facts, directions, artist, words });
-    this.rooms = {};
+    this.tabs = {};
     this.places = {};
     /** @type {Recipe} */
     this.recipe = makeRecipe({ seed: dice() }, facts);
@@ -88,7 +88,7 @@ export class PageContext {
       room.hidden = name !== tab;
     }
     window.kaogan.open(tab);
-    this.rooms[tab]?.enter();
+    this.tabs[tab]?.enter();
   }
 
   /** Connect the row of tabs: clicks, and the keys that its role promises. */

@@ -9,11 +9,11 @@ import gradio as gr
 
 from model import SEED_MAX
 from studio.match import match, open_upload
-from studio.page.context import PageContext, api_errors
+from studio.page.context import MAX_ADDRESS, PageContext, api_errors
 from studio.page.mix import SHEET, cross
 from studio.page.morph import FEWEST, KINDS, MOST, SECONDS, MorphTab
 from studio.pictures import PAGE_SIZE, WALL_FACES
-from studio.recipe import Recipe, RecipeError, parse_seeds, read_number
+from studio.recipe import Recipe, RecipeError, check_number, parse_seeds, read_number
 
 MATCH_LIMIT = (2.0, 30.0)  # seconds
 
@@ -63,7 +63,7 @@ class Api:
             size: px: 512, or the generator's own size, usually 128.
         """
         with api_errors():
-            query = dict(parse_qsl(str(recipe or "")[:8192].lstrip("?")))
+            query = dict(parse_qsl(str(recipe or "")[:MAX_ADDRESS].lstrip("?")))
             whole = self.whole(seed, psi, query)
             album = self.context.album_of(query.get("rev", ""))
             album.studio.check(whole)
@@ -132,7 +132,7 @@ class Api:
             recipes = [Recipe(seed, psi, fine) for seed in some]
             if not FEWEST <= len(recipes) <= MOST:
                 raise RecipeError(f"a film has {FEWEST} to {MOST} faces")
-            check_between(seconds, *SECONDS[:2], "seconds")
+            check_number(seconds, *SECONDS[:2], "seconds is a number")
             if kind not in KINDS:
                 raise RecipeError(f"kind is {' or '.join(KINDS)}")
             return self.morph_tab.write(recipes, float(seconds), bool(loop), kind)
@@ -147,7 +147,7 @@ class Api:
             seconds: 2 to 30, how long to look.
         """
         with api_errors():
-            check_between(seconds, *MATCH_LIMIT, "seconds")
+            check_number(seconds, *MATCH_LIMIT, "seconds is a number")
             path = self.context.take_upload(image)
             try:
                 picture = open_upload(path)
@@ -164,9 +164,3 @@ class Api:
         plain = Recipe(seed, psi, parts.get("fine"))
         values = {"seed": plain.seed, "psi": plain.psi, "fine": plain.truncation[1]}
         return Recipe.from_json(parts | values)
-
-
-def check_between(value: Any, low: float, high: float, name: str) -> None:
-    """Raise RecipeError unless a value is a number of low … high."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise RecipeError(f"{name} is a number from {low:g} to {high:g}, not {value!r:.40}")

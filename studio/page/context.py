@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 
@@ -95,7 +95,7 @@ class PageContext:
     def preview(self, query: dict[str, str]) -> str:
         """Return the path of a picture of what an address names."""
         recipe, _, album = self.find(query, None)
-        return (album or self.album).face(recipe)
+        return album.face(recipe)
 
     @contextlib.contextmanager
     def stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
@@ -119,28 +119,21 @@ class PageContext:
 
     def read(self, address: Any) -> Recipe:
         """Return the recipe of an address that this page made; anything else is a plain face."""
-        return self.read_with_line(address)[0]
-
-    def read_with_line(self, address: Any, request: gr.Request | None = None) -> tuple[Recipe, str]:
-        """Return the recipe of any address and a line about what of it cannot be used."""
-        text = address[:MAX_ADDRESS] if isinstance(address, str) else ""
-        return self.read_query(dict(parse_qsl(urlsplit(text).query)), request)
+        return self.read_query(query_of(address), None)[0]
 
     def find(
         self, address: str | dict[str, str], request: gr.Request | None
-    ) -> tuple[Recipe, str, Album | None]:
-        """Return the recipe of an address or query, a line, and whose faces to show.
+    ) -> tuple[Recipe, str, Album]:
+        """Return the recipe of an address or query, a line, and the album that draws it.
 
         An address of other weights, which the bundle or the page's repository has, is shown with
-        those; then the third is their album, else None.
+        those.
         """
-        query = address
-        if not isinstance(query, dict):
-            query = dict(parse_qsl(urlsplit(str(address)[:MAX_ADDRESS]).query))
+        query = address if isinstance(address, dict) else query_of(address)
         rev = query.get("rev", "")
         album = self.album_of(rev)
         if album is self.album:
-            return *self.read_query(query, request), None
+            return *self.read_query(query, request), album
         recipe, _ = album.studio.usable(recipe_from_query(query, dice(), rev)[0])
         kind = "note.earlier" if is_bundled(rev) else "note.rev"
         present = HOME + Recipe(recipe.seed).query()
@@ -149,11 +142,10 @@ class PageContext:
     def find_small(self, addresses: list[str]) -> list[str]:
         """Return the paths of small faces of addresses, each by its own weights, in their order."""
         found = [self.find(address, None) for address in addresses]
-        albums = {album.studio.revision: album for _, _, album in found if album}
+        albums = {album.studio.revision: album for _, _, album in found}
         paths: dict[int, str] = {}
-        for album in (self.album, *albums.values()):
-            rev = album.studio.revision
-            rows = [i for i, f in enumerate(found) if (f[2] or self.album).studio.revision == rev]
+        for rev, album in albums.items():
+            rows = [i for i, f in enumerate(found) if f[2].studio.revision == rev]
             paths |= dict(zip(rows, album.faces([found[i][0] for i in rows]), strict=True))
         return [paths[index] for index in range(len(found))]
 
@@ -181,6 +173,15 @@ class PageContext:
     def read_short(self, text: str) -> Recipe:
         """Return the recipe of a bare seed or of a query."""
         return self.read(f"?seed={text}" if text.isdecimal() else text)
+
+    def write_short(self, recipe: Recipe) -> str:
+        """Write a recipe as `read_short` reads it."""
+        return str(recipe.seed) if recipe == Recipe(recipe.seed) else recipe.query()
+
+    def offer(self, keep: Any) -> Any:
+        """Offer the favourites to a choice, which is hidden where there are none."""
+        choices = [(face["name"], face["face"]) for face in self.favourites(keep)]
+        return gr.update(choices=choices, value=None, visible=bool(choices))
 
     def favourites(self, keep: Any) -> list[dict[str, str]]:
         """Return what of the browser's favourites is well formed; anyone may have changed them."""
@@ -276,6 +277,12 @@ def api_errors() -> Iterator[None]:
         yield
     except ValueError as error:  # RecipeError, MatchError
         raise gr.Error(f"{error}", print_exception=False) from None
+
+
+def query_of(address: Any) -> dict[str, str]:
+    """Return the names and values of an address's query; of anything else none."""
+    text = address[:MAX_ADDRESS] if isinstance(address, str) else ""
+    return dict(parse_qsl(text.partition("?")[2].partition("#")[0]))
 
 
 def read_place(text: Any) -> dict[str, str]:

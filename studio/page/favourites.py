@@ -84,7 +84,7 @@ class FavouritesTab:
         """Keep the met face."""
         faces = self.context.favourites(keep)
         recipe, _, album = self.context.find(address, request)
-        query = recipe.query((album or self.context.album).studio.revision)
+        query = recipe.query(album.studio.revision)
         if any(face["face"] == query for face in faces):
             return gr.skip(), say(request, "keep.already")
         if len(faces) >= MAX_KEPT:
@@ -162,7 +162,7 @@ class FavouritesTab:
         pixels, captions = [], []
         for face in faces:
             recipe, _, album = self.context.find(face["face"], request)
-            studio = (album or self.context.album).studio
+            studio = album.studio
             pixels += [studio.enlarge(studio.draw_recipes([recipe]), SHEET_CELL)[0]]
             captions += [str(recipe.seed)]
         path = self.folder / os.urandom(6).hex() / "kaogan-favourites.png"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.requests import Request
 
 LANGUAGES = {"en": "English", "zh-CN": "中文", "ja": "日本語"}
 COOKIE = "kaogan-language"  # set by the language buttons
@@ -37,7 +38,7 @@ def nearest(tag: str) -> str:
     return next((lang for lang in LANGUAGES if lang.lower().split("-")[0] == base), "")
 
 
-def language(request: gr.Request | None) -> str:
+def language(request: gr.Request | Request | None) -> str:
     """Return the language that a request asks for: by the visitor's choice, else the browser's."""
     if request is None:
         return "en"

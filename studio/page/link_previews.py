@@ -15,13 +15,14 @@ from urllib.parse import parse_qsl, urlencode
 
 from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import FileResponse
 
-from studio.page.i18n import COOKIE, LANGUAGES, TEXTS, nearest
+from studio.page.context import MAX_ADDRESS
+from studio.page.i18n import COOKIE, TEXTS, language
 from studio.pictures import PAGE_SIZE
 from studio.recipe import NUMBERS, RULES
 
-MAX_QUERY = 8192
 PREVIEW = "/preview.png"
 ANY_FACE = "9"  # seed of the preview of an address without one
 # Before Gradio's own script reads it.
@@ -87,27 +88,27 @@ class Rewriter:
 
 def read_query(scope: dict) -> dict[str, str]:
     """Return the query of a request, cut where nobody writes that much."""
-    return dict(parse_qsl(scope.get("query_string", b"")[:MAX_QUERY].decode("latin-1")))
+    return dict(parse_qsl(scope.get("query_string", b"")[:MAX_ADDRESS].decode("latin-1")))
 
 
 def rewrite(page: str, scope: dict) -> str:
     """Put Kaogan's title, description, preview and language script into the head of the page."""
     headers = Headers(scope=scope)
-    language = page_language(headers)
-    words = describe(read_query(scope), language) | preview(scope, headers)
+    spoken = language(Request(scope))
+    words = describe(read_query(scope), spoken) | preview(scope, headers)
     tags = "".join(
         f'<meta {"property" if ":" in name else "name"}="{name}" content="{html.escape(value)}" />'
         for name, value in words.items()
     )
     page = re.sub(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>\s*', "", page)
-    page = page.replace('lang="en"', f'lang="{language}"', 1)
+    page = page.replace('lang="en"', f'lang="{spoken}"', 1)
     return page.replace("<head>", "<head>" + LANGUAGE_SCRIPT % COOKIE + tags, 1)
 
 
-def describe(query: dict[str, str], language: str) -> dict[str, str]:
+def describe(query: dict[str, str], spoken: str) -> dict[str, str]:
     """Return what a preview says of an address."""
     seed = query.get("seed", "")
-    line = TEXTS["intro.line"][language]
+    line = TEXTS["intro.line"][spoken]
     return {
         "og:title": f"Kaogan · {seed}" if re.fullmatch("[0-9]{1,10}", seed) else "Kaogan",
         "og:description": line,
@@ -133,11 +134,3 @@ def preview(scope: dict, headers: Headers) -> dict[str, str]:
         "og:image:height": str(PAGE_SIZE),
         "twitter:card": "summary",
     }
-
-
-def page_language(headers: Headers) -> str:
-    """Return the language of a request: the chosen one, else the browser's first."""
-    chosen = re.search(rf"(?:^|; ){COOKIE}=([\w-]+)", headers.get("cookie", ""))
-    if chosen and chosen[1] in LANGUAGES:
-        return chosen[1]
-    return nearest(re.split("[,;]", headers.get("accept-language", "")[:40])[0]) or "en"

@@ -45,12 +45,6 @@ def cross(a: Recipe, b: int) -> list[Recipe]:
     return sheet
 
 
-def write_place(a: Recipe, b: int) -> str:
-    """Write the two faces for the address."""
-    plain = a == Recipe(a.seed)
-    return urlencode({"a": a.seed if plain else a.query(), "b": b}, safe="?")
-
-
 class MixTab:
     """The tab of crossings."""
 
@@ -132,7 +126,8 @@ class MixTab:
         captions = [caption(request, groups) for groups in SHEET]
         pair = self.context.album.faces([a, recipes[-1]])
         sheet = list(zip(paths, captions, strict=True))
-        return write_place(a, b), sheet, *pair, a.seed, b, line
+        place = urlencode({"a": self.context.write_short(a), "b": b}, safe="?")
+        return place, sheet, *pair, a.seed, b, line
 
     def enter(self, request: gr.Request, text: Any, address: Any) -> tuple[Any, ...]:
         """Fill the sheet when it is first seen: with the met face and any other."""
@@ -143,9 +138,8 @@ class MixTab:
         return self.lay(request, *self.parse(text))
 
     def offer(self, keep: Any) -> list[Any]:
-        """Offer the favourites where there are any."""
-        choices = [(face["name"], face["face"]) for face in self.context.favourites(keep)]
-        return [gr.update(choices=choices, value=None, visible=bool(choices))] * 2
+        """Offer the favourites to both choices."""
+        return [self.context.offer(keep)] * 2
 
     def type_seeds(self, request: gr.Request, text: Any, a: Any, b: Any) -> tuple[Any, ...]:
         """Lay the sheet of typed seeds, or say what is wrong with one."""

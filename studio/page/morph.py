@@ -104,7 +104,7 @@ class MorphTab:
         """Connect the components with what they do; `to_morph` is Meet's button."""
         context, place, shown = self.context, self.context.morph_place, self.strip_shown
         tab.select(self.enter, place, shown, **QUIET)
-        tab.select(self.offer, context.keep, self.kept, **QUIET)
+        tab.select(self.context.offer, context.keep, self.kept, **QUIET)
         gr.on(
             [self.add.click, self.seeds.submit],
             self.add_seeds,
@@ -139,8 +139,8 @@ class MorphTab:
 
     def lay(self, recipes: list[Recipe], line: str = "") -> tuple[Any, ...]:
         """Return the values of `strip_shown` for chosen faces."""
-        plain = [r.seed if r == Recipe(r.seed) else r.query() for r in recipes]
-        text = urlencode({"faces": ";".join(map(str, plain))}, safe="?;,@:") if plain else ""
+        faces = ";".join(map(self.context.write_short, recipes))
+        text = urlencode({"faces": faces}, safe="?;,@:") if faces else ""
         paths = self.context.album.faces(recipes)
         captions = [f"{n}" for n in range(1, len(recipes) + 1)]
         return (
@@ -153,11 +153,6 @@ class MorphTab:
     def enter(self, text: Any) -> tuple[Any, ...]:
         """Show the strip of the address."""
         return self.lay(self.parse(text))
-
-    def offer(self, keep: Any) -> Any:
-        """Offer the favourites where there are any."""
-        choices = [(face["name"], face["face"]) for face in self.context.favourites(keep)]
-        return gr.update(choices=choices, value=None, visible=bool(choices))
 
     def extend(self, request: gr.Request, text: Any, more: list[Recipe]) -> tuple[Any, ...]:
         """Add faces as far as there is room."""

@@ -269,8 +269,10 @@ class WallTab:
         """Turn to the wall and hang small steps around the met face there."""
         like = self.context.read(address).query()
         place = replace(Place.parse(text), first=0, like=like, best=False)
+        turn = self.context.go("wall")
         for values in self.hang(request, place):
-            yield self.context.go("wall"), *values
+            yield turn, *values
+            turn = gr.skip()  # whoever has chosen a face meanwhile stays with it
 
     def leave_like(self, request: gr.Request, text: Any) -> Iterator[tuple[Any, ...]]:
         """Hang seeds again."""
