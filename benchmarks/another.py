@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.common import BenchError, finish, table
@@ -102,7 +101,6 @@ def report(rows: list[Row], bench: Keeping) -> str:
 def write_sheet(path: Path, bench: Keeping, changed: dict[str, Tensor]) -> None:
     """Write the first faces, and below them what each change made of them."""
     rows = [bench.pictures, *changed.values()]
-    rows += [torch.full_like(bench.pictures, 255)] * max(0, SHOWN - len(rows))
     sheet = Sheet(SHOWN**2, bench.studio.size, bench.studio.G.img_channels)
     for pictures in rows:
         sheet.add(pictures[:SHOWN].numpy())

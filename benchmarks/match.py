@@ -45,8 +45,8 @@ from studio.latents import decode_ws, encode_ws
 from studio.match import MatchError, open_upload, prepare, search
 from training.metrics import EfficientNetLite0, build_extractor
 
-NEAR = 4.0  # of 255: below it, two pictures are told apart only by flicking between them
-FIRST_SEED = 1_000_000  # not among the faces that the start is fitted to
+NEAR = 4.0  # of 255: below it, two pictures look the same side by side
+FIRST_SEED = 1_000_000  # not among the seeds that the encoder and the matcher draw
 SUFFIXES = (".webp", ".png", ".jpg")
 COARSE = 16  # squares a side, whose mean colours are compared
 SHEET_COLUMNS = 6

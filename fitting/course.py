@@ -62,7 +62,7 @@ def begin(folder: Path, settings: Any) -> None:
         except ValueError:
             same = False
         if not same:
-            raise FittingError(f"{folder} was begun with other settings; use another --out")
+            raise FittingError(f"{folder} was started with other settings; use another --out")
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

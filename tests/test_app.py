@@ -272,7 +272,7 @@ def test_places_on_the_wall_round_trip():
 def test_who_chooses_a_face_of_a_wall_that_is_still_drawn_is_not_called_back(studio: Studio):
     with gr.Blocks():
         context = PageContext(studio)
-        with gr.Tabs() as context.tabs:
+        with gr.Tabs() as context.tabs, gr.Tab("wall"):
             wall = WallTab(context)
     turns = [values[0] for values in wall.more_like(None, "?seed=42", "")]  # type: ignore[arg-type]
     assert turns[0].selected == "wall"

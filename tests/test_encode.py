@@ -49,7 +49,7 @@ def test_an_encoder_learns_resumes_and_is_found_beside_its_generator(
     assert first[0].w
     capsys.readouterr()
     assert fitting.main([*command, "--lr", "1", "--out", str(tmp_path / "twice")]) == 2
-    assert "was begun with other settings" in capsys.readouterr().err
+    assert "was started with other settings" in capsys.readouterr().err
 
 
 def test_the_linear_map_tells_latents_of_faces_that_it_was_not_fitted_to():

@@ -191,7 +191,7 @@ def test_a_student_learns_resumes_and_says_how_near_it_came(tmp_path, capsys, mo
     Enlarger.from_pretrained(tmp_path / "once" / "enlarger")
     capsys.readouterr()
     assert fitting.main([*command, "--kimg", "1", "--out", str(tmp_path / "once")]) == 2
-    assert "was begun with other settings; use another --out" in capsys.readouterr().err
+    assert "was started with other settings; use another --out" in capsys.readouterr().err
     start = ["--init-from", str(tmp_path / "once" / "enlarger"), "--out", str(tmp_path / "other")]
     assert fitting.main([*command, *start, "--width", "16"]) == 2
     assert "has other sizes; give its --width 8 and --layers 1" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import { latentFault } from "./latents.js";
 import { hasLayers } from "./layers.js";
-import { makeRecipe, numberText } from "./recipe.js";
+import { FIELDS, makeRecipe, numberText } from "./recipe.js";
 
 const NEEDS_W = {
   mix: "its faces cannot be mixed",
@@ -11,7 +11,8 @@ const NEEDS_W = {
   steps: "its faces cannot be varied",
   w: "it cannot draw a given one",
 };
-const WORDS = { edits: "edit", steps: "vary" }; // what an address calls these fields
+/** Return what an address calls a field. */
+const wordOf = (field) => Object.keys(FIELDS).find((word) => FIELDS[word] === field) ?? field;
 const told = (names) => (names.length ? `there are ${names.join(", ")}` : "there are none");
 
 /** Return what is wrong with one edit, or "". */
@@ -80,7 +81,7 @@ export function usable(recipe, facts, directions) {
   const faults = new Set();
   const sentences = new Set();
   for (const [field, entry, sentence] of listFaults(recipe, facts, directions)) {
-    faults.add(WORDS[field] ?? field);
+    faults.add(wordOf(field));
     sentences.add(`${sentence[0].toUpperCase()}${sentence.slice(1)}.`);
     fields[field] = entry === undefined ? undefined : fields[field].filter((e) => e !== entry);
   }

@@ -8,7 +8,7 @@ export const PARTS = ["hair", "expression", "colouring"];
 const RADIUS = { hair: 1, expression: 1.2 }; // of a step in one block; one below is hardly seen
 const REACH = 0.7; // of a slider's way to its ends, where faces begin to tear
 const EXPRESSIONS = ["smile", "open-mouth", "closed-eyes", "blush"]; // sliders, where there are some
-const COLOURED = ["hair", "eyes"]; // colours, and what the names of sliders of shades begin with
+export const COLOURED = ["hair", "eyes"]; // colours, and what the names of sliders of shades begin with
 
 /**
  * @typedef {import("./recipe.js").Recipe} Recipe

@@ -1,8 +1,7 @@
 // Where Meet's sliders and colours are laid out: what comes with the weights, in folding sections.
 
+import { COLOURED } from "./another.js";
 import { make, one, slider } from "./parts.js";
-
-const COLOURS = ["hair", "eyes"];
 
 /**
  * @typedef {import("./context.js").PageContext} PageContext
@@ -31,13 +30,13 @@ export function layOutEdits(page, onInput) {
     return label;
   };
   const named = directions.sliders.filter(({ kind }) => kind === "attribute");
-  const isShade = ({ name }) => COLOURS.some((part) => name.startsWith(`${part}-`));
+  const isShade = ({ name }) => COLOURED.some((part) => name.startsWith(`${part}-`));
   const sections = {
     features: named.filter((entry) => !isShade(entry)),
     shades: named.filter(isShade),
     deeper: directions.sliders.filter(({ kind }) => kind !== "attribute"),
   };
-  const parts = COLOURS.filter((part) => directions.parts.includes(part));
+  const parts = COLOURED.filter((part) => directions.parts.includes(part));
   if (parts.length) {
     section(page, "colours", true, parts.map((part) => add(pickers, part, picker(page, part))));
   }

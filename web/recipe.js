@@ -225,7 +225,7 @@ function readPart(name, text) {
 }
 
 // From an address' words to a recipe's fields; among the steps a recipe finds its `vary` itself.
-const FIELDS = { edit: "edits", vary: "steps" };
+export const FIELDS = { edit: "edits", vary: "steps" };
 
 /**
  * Read a recipe from the query of an address, or the text of a picture, that anyone may have made.

@@ -7,9 +7,9 @@ The encoder gives a first answer. L-BFGS (Liu & Nocedal 1989) then lowers a loss
 whitened as `model.Whitening` has it: first one v for all layers, then one for each. How near the
 first comes tells whether the picture is a generated face. If so, only pixels count; else what the
 discriminator and the encoder see counts too, since pixels alone are met best by blurs. Numbers of v
-are divided by the root of the curvature of the pixels' loss along them, measured once on drawn
-faces: without that, twice as many steps are needed. Where a generator has no encoder, the search
-starts from the most similar of some drawn faces.
+are divided by the root of the curvature of the pixels' loss along them (the fourth root for other
+pictures), measured once on drawn faces: without that, twice as many steps are needed. Where a
+generator has no encoder, the search starts from the most similar of some drawn faces.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NEARER = 0.85  # of what is left of the whole picture: another square that leave
 TRIES = 18  # evaluations after which a generated face is told from others
 GENERATED = 24.0  # RMSE of 255 below which a picture is taken for a generated face by then
 EXACT = 1.5  # RMSE at which the search ends
-SHARED_FLOOR, LAYER_FLOOR = 0.01, 0.03  # added to curvatures, of their mean
+EXACT_FLOOR, OTHER_FLOOR = 0.01, 0.03  # added to curvatures, of their mean
 MOST = 10_000  # evaluations, where the time is not over before
 HISTORY = 60  # steps that L-BFGS remembers
 SCALES = 4  # of the pixels' loss
@@ -189,7 +189,7 @@ class Descent:
         curvature = matcher.shared_curvature if start.shape[1] == 1 else matcher.curvature
         # The other loss has less uneven curvatures.
         self.scale = (
-            (curvature + SHARED_FLOOR).rsqrt() if exact else (curvature + LAYER_FLOOR).pow(-0.25)
+            (curvature + EXACT_FLOOR).rsqrt() if exact else (curvature + OTHER_FLOOR).pow(-0.25)
         )
         self.u = torch.zeros_like(start).requires_grad_()
         self.optimizer = torch.optim.LBFGS(

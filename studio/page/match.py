@@ -157,5 +157,5 @@ def searching_bar(request: gr.Request, share: float) -> str:
 
 
 def fit_square(picture: Image.Image) -> Image.Image:
-    """Return the middle square of a picture at the page's size, as it is matched."""
+    """Return the middle square of a picture at the page's size."""
     return ImageOps.fit(picture.convert("RGB"), (PAGE_SIZE, PAGE_SIZE), Image.Resampling.LANCZOS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.another import PARTS, another
+from studio.another import COLOURED, PARTS, another
 from studio.colours import shown_colours
 from studio.companions import NO_DIRECTIONS, NO_W
 from studio.page.context import HOME, LIVE, QUIET, PageContext, busy_on, dice, fault, slide
@@ -26,7 +26,6 @@ from studio.recipe import (
     recipe_from_png,
 )
 
-COLOURS = ("hair", "eyes")
 # Answered at once: Gradio's queue adds a second request and its own pace. The drawing thread
 # has a queue anyway.
 AT_ONCE: dict[str, Any] = {"queue": False}
@@ -123,13 +122,13 @@ class MeetTab:
             return
         sliders = directions.sliders.values()
         named = [s for s in sliders if s.kind == "attribute"]
-        shades = [s for s in named if s.name.partition("-")[0] in COLOURS and "-" in s.name]
+        shades = [s for s in named if s.name.partition("-")[0] in COLOURED and "-" in s.name]
         kinds = {
             "features": [s for s in named if s not in shades],
             "shades": shades,
             "deeper": [s for s in sliders if s.kind != "attribute"],
         }
-        colours = [part for part in COLOURS if part in directions.colours]
+        colours = [part for part in COLOURED if part in directions.colours]
         if colours:
             with gr.Accordion(label("meet.colours"), open=True, elem_classes="section"), gr.Row():
                 for part in colours:
